@@ -1,0 +1,48 @@
+# The two commands of the README, and what the maintainers use. Everything lives in .venv.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+DEMO_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: demo test test-slow check setup format protos docs benchmark clean
+
+demo: .venv/.ok  ## a whole federation on this machine
+	$(BIN)/cofuse demo $(DEMO_ARGS)
+
+test: .venv/.ok  ## the fast suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: .venv/.ok  ## the long tests
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/.ok  ## format, lint, types, layers, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m protos.generate --check
+
+format: .venv/.ok
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: .venv/.ok  ## make the stubs from the .proto files
+	$(BIN)/python -m protos.generate
+
+docs: .venv/.ok  ## the pages that are drawn from code
+	$(BIN)/python -m coordinator.rounds > docs/rounds.md
+
+benchmark: .venv/.ok  ## the comparison of docs/results.md, up to 40 minutes
+	$(BIN)/python benchmarks/fusion.py --json
+
+setup: .venv/.ok
+
+# pip for torch (uv would bring the CUDA build), uv for all the rest (it keeps the torch that is there).
+.venv/.ok: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet '$(TORCH)' 'uv>=0.12,<0.13'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv cofuse-demo build *.egg-info

@@ -1,0 +1,1 @@
+"""The front door: command line, SDK for researchers, and the demo."""

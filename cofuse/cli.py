@@ -1,0 +1,85 @@
+"""The command line. Data on stdout, talk on stderr; exit 0 done, 1 not as claimed, 2 misuse."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="cofuse",
+    help="Federated continual pre-training in FP8 and model fusion: the text stays where it is.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+
+
+@app.callback()
+def main() -> None:
+    """Take a command; see --help."""
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option(help="One unified round only.")] = False,
+    as_json: Json = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    participants: Annotated[int, typer.Option(min=2, max=6, help="Hospitals.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for pivots and report.")] = Path("cofuse-demo"),
+    rounds: Annotated[
+        str, typer.Option(help="Comma-separated: logits-unified, logits-pairwise, weights.")
+    ] = "logits-unified,logits-pairwise,weights",
+) -> None:
+    """Run a whole federation here: hospitals, rounds, fusion, evaluation, report."""
+    from cofuse.demo.corpora import MissingSourceError
+    from cofuse.demo.present import show_result, write_report
+    from cofuse.demo.run import ROUNDS, DemoError, DemoPlan, FederationError, run_demo
+    from cofuse.demo.screen import screen
+    from cofuse.demo.settings import DEMO
+
+    wanted = ("logits-unified",) if quick else tuple(rounds.split(","))
+    if unknown := [name for name in wanted if name not in ROUNDS]:
+        _misuse(f"--rounds: found {', '.join(unknown)!r}, wanted some of {', '.join(ROUNDS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    plan = DemoPlan(
+        out=out, settings=DEMO, hospitals=DEMO.hospitals[:participants], rounds=wanted, seed=seed
+    )
+    try:
+        with screen() as talk:
+            talk.say(
+                f"cofuse demo: {participants} hospitals, tiny models with tokenizers of their own, "
+                f"FP8 emulated on CPU, rounds {', '.join(wanted)}"
+            )
+            result = run_demo(plan, talk)
+    except (DemoError, FederationError, MissingSourceError) as error:
+        typer.echo(f"error: {error}", err=True)
+        if as_json:
+            typer.echo(json.dumps({"ok": False, "error": str(error)}))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped; nothing is left running", err=True)
+        raise typer.Exit(130) from None
+    report = write_report(plan, result)
+    show_result(result, report, to_stderr=as_json)
+    if as_json:
+        typer.echo(json.dumps(result.as_json()))
+    raise typer.Exit(0 if result.ok else 1)
+
+
+def _misuse(text: str) -> NoReturn:
+    typer.echo(f"error: {text}", err=True)
+    raise typer.Exit(2)
+
+
+def _fail(error: Any) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()

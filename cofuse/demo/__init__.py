@@ -1,0 +1,1 @@
+"""One command that runs a whole federation on this machine."""

@@ -1,0 +1,358 @@
+"""`cofuse demo`: three hospitals, one coordinator, three rounds, one table, on this machine.
+
+Nothing here is simulated: the same daemons, certificates, files and training as in production,
+only small. What the table claims is checked, and the demo fails when a claim does not hold.
+"""
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from cofuse.demo.corpora import Department, departments, general_text, write_department
+from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
+from cofuse.demo.screen import Screen
+from cofuse.demo.settings import DemoSettings, Hospital
+from cofuse.sdk import Coordinator, Event, Round
+from protos.public_sets import write_prompts
+from protos.spec import RoundSpec, load_spec
+
+ROUNDS: Final = ("logits-unified", "logits-pairwise", "weights")
+PIVOT_OF: Final = {"logits-unified": "unified", "logits-pairwise": "pairwise", "weights": "weights"}
+EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
+_MARK: Final = "cofuse-demo"
+_SAMPLE_S: Final = 0.5
+_CHECK_S: Final = 0.5
+
+Table = dict[str, dict[str, float]]
+
+
+class DemoError(RuntimeError):
+    """The demo could not go on; the message says why and what to do."""
+
+
+@dataclass(kw_only=True)
+class DemoResult:
+    """What a demo run found."""
+
+    seconds: float = 0.0
+    peak_rss_mb: float = 0.0
+    bpb: Table = field(default_factory=dict)
+    accuracy: Table = field(default_factory=dict)
+    bytes_left: dict[str, int] = field(default_factory=dict)
+    pivots: dict[str, str] = field(default_factory=dict)
+    claims: list[tuple[str, bool]] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    participants: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim holds."""
+        return all(held for _, held in self.claims)
+
+    def as_json(self) -> dict[str, Any]:
+        """The machine's answer."""
+        keys = ("seconds", "peak_rss_mb", "bpb", "accuracy", "bytes_left", "pivots")
+        return {"ok": self.ok, **{key: getattr(self, key) for key in keys}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoPlan:
+    """What to run."""
+
+    out: Path
+    settings: DemoSettings
+    hospitals: tuple[Hospital, ...]
+    rounds: tuple[str, ...]
+    seed: int
+    source: Any = "packages"
+
+
+def run_demo(plan: DemoPlan, screen: Screen) -> DemoResult:
+    """Do it all; leave pivots, report data and logs below plan.out.
+
+    Raises: DemoError, FederationError, and what the corpora raise when packages are missing.
+    """
+    start = time.monotonic()
+    result = DemoResult()
+    work = _clear(plan.out)
+    with peak_memory() as memory, Federation(work, _Ear(screen, result)) as federation:
+        screen.say("coordinator: making its certificate authority and starting, mutual TLS")
+        federation.init()
+        federation.start_coordinator()
+        screen.say(f"reading ICD-10-CM, MONDO and HPO for {len(plan.hospitals)} hospitals")
+        _write_public(plan, work)
+        for hospital in plan.hospitals:
+            federation.start_participant(_participant(plan, hospital, work))
+        federation.run("pivot-0", "cofuse.demo.base_pivot", [str(_base_job(plan, work))])
+        federation.wait("pivot-0")
+        with federation.connect("operator") as operator:
+            operator.import_pivot("pivot-0", work / "pivot-0")
+        with federation.connect("researcher") as researcher:
+            _wait_joined(federation, researcher, plan)
+            _run_rounds(federation, researcher, plan, screen, result)
+        _collect_egress(plan, work, result)
+    result.peak_rss_mb = round(memory.peak_mb, 1)
+    result.seconds = round(time.monotonic() - start, 1)
+    result.claims = claims(result.bpb)
+    return result
+
+
+def claims(bpb: Table) -> list[tuple[str, bool]]:
+    """What the unified pivot must show, as sentences with their truth."""
+    if "unified" not in bpb:
+        return []
+    unified = bpb["unified"]
+    found = [
+        (f"unified is better than base on {domain}", unified[domain] < bpb["base"][domain])
+        for domain in unified
+    ]
+    rivals = [m for m in bpb if m in ("sft", "infifusion") or m.startswith("expert:")]
+    return found + [
+        (f"unified is better than {rival} on the mean", _mean(unified) < _mean(bpb[rival]))
+        for rival in rivals
+    ]
+
+
+@dataclass
+class PeakMemory:
+    """The most memory this process and everything it started held at once (sum of RSS)."""
+
+    peak_mb: float = 0.0
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[PeakMemory]:
+    """Watch while the block runs. Shared pages count once for each process: an upper bound."""
+    memory, stop = PeakMemory(), threading.Event()
+
+    def watch() -> None:
+        own = psutil.Process()
+        while not stop.wait(_SAMPLE_S):
+            total = 0
+            for process in (own, *own.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    total += process.memory_info().rss
+            memory.peak_mb = max(memory.peak_mb, total / 2**20)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield memory
+    finally:
+        stop.set()
+        watcher.join()
+
+
+class _Ear:
+    """Turns what the processes say into bars and remembered curves."""
+
+    def __init__(self, screen: Screen, result: DemoResult) -> None:
+        self._screen = screen
+        self._result = result
+
+    def __call__(self, who: str, message: dict[str, Any]) -> None:
+        kind = message.get("kind")
+        if kind in ("train", "adapt", "logits"):
+            words = {
+                "train": f"{who}: pre-training in FP8",
+                "adapt": f"{who}: training the pivot's copy",
+                "logits": f"{who}: computing logits",
+            }
+            loss = f"loss {message['loss']:.3f}" if "loss" in message else ""
+            self._screen.show(words[kind], message["step"], message["steps"], loss)
+        elif kind == "trained":
+            name = "pivot-0" if who == "pivot-0" else f"expert:{who}"
+            self._result.curves[name] = message["losses"]
+        elif kind == "egress":
+            self._result.bytes_left[who] = message["bytes"]
+        elif kind == "ship":
+            self._screen.say(f"{who}: shipping {message['size_bytes'] / 1e6:.2f} MB")
+
+
+def _clear(out: Path) -> Path:
+    """Empty the demo's own folder of an earlier run; refuse to touch any other."""
+    if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
+        raise DemoError(f"{out} holds other files; give another folder with --out")
+    shutil.rmtree(out, ignore_errors=True)
+    work = out / "federation"
+    work.mkdir(parents=True)
+    (out / _MARK).write_text("Made by `cofuse demo`; the next one empties this folder.\n")
+    return work
+
+
+def _write_public(plan: DemoPlan, work: Path) -> None:
+    """Private text to each hospital; prompt set, evaluation set and general text to the public."""
+    names = [hospital.department for hospital in plan.hospitals]
+    found = departments(names, plan.seed, limits=plan.settings.limits, source=plan.source)
+    for hospital, department in zip(plan.hospitals, found, strict=True):
+        write_department(department, work / "text" / hospital.name)
+    public = work / "public"
+    public.mkdir()
+    write_prompts(public / "prompts.jsonl", _interleaved(found))
+    evals = {
+        department.name: {
+            "documents": department.heldout,
+            "questions": [
+                {"prompt": q.prompt, "options": q.options, "answer": q.answer}
+                for q in department.questions
+            ],
+        }
+        for department in found
+    }
+    (public / "evals.json").write_text(json.dumps({"domains": evals}), encoding="utf-8")
+    general = general_text(plan.seed, plan.settings.general_bytes, source=plan.source)
+    write_prompts(public / "general.jsonl", general)
+
+
+def _interleaved(found: Sequence[Department]) -> list[str]:
+    """Public documents of all departments, one of each in turn: no block of one topic."""
+    longest = max(len(department.public) for department in found)
+    return [
+        department.public[at]
+        for at in range(longest)
+        for department in found
+        if at < len(department.public)
+    ]
+
+
+def _base_job(plan: DemoPlan, work: Path) -> Path:
+    job = {
+        "general": str(work / "public" / "general.jsonl"),
+        "prompts": str(work / "public" / "prompts.jsonl"),
+        "model": plan.settings.pivot_model,
+        "training": plan.settings.pivot_training,
+        "seed": plan.seed,
+        "out": str(work / "pivot-0"),
+    }
+    path = work / "pivot-0.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    return path
+
+
+def _participant(plan: DemoPlan, hospital: Hospital, work: Path) -> ParticipantPlan:
+    return ParticipantPlan(
+        name=hospital.name,
+        corpus=work / "text" / hospital.name / "private.jsonl",
+        model=hospital.model,
+        training={**plan.settings.expert_training, "seed": plan.seed},
+        # Weights stay at home unless the policy says otherwise; here it does, for the third round.
+        policy={"ship_logits": True, "ship_scores": True, "ship_weights": True},
+    )
+
+
+def _wait_joined(federation: Federation, researcher: Coordinator, plan: DemoPlan) -> None:
+    wanted = {hospital.name for hospital in plan.hospitals}
+    while wanted - set(researcher.participants()):
+        federation.check()
+        time.sleep(_CHECK_S)
+
+
+def _run_rounds(
+    federation: Federation,
+    researcher: Coordinator,
+    plan: DemoPlan,
+    screen: Screen,
+    result: DemoResult,
+) -> None:
+    """Submit every round at once, as a researcher might, and follow each to its end."""
+    with ThreadPoolExecutor(len(plan.rounds)) as pool:
+        ids = {
+            name: researcher.submit(
+                round_spec(name, plan), folder=plan.out / "federation" / "public", request_id=name
+            )
+            for name in plan.rounds
+        }
+        finals = {
+            name: pool.submit(_follow, researcher, name, round_id, screen)
+            for name, round_id in ids.items()
+        }
+        while not all(future.done() for future in finals.values()):
+            federation.check()
+            time.sleep(_CHECK_S)
+    for name, future in finals.items():
+        final = future.result()
+        if final.state != "PUBLISHED":
+            raise DemoError(f"round {name} ended {final.state}: {final.detail}")
+        _take_home(researcher, name, final, plan, result)
+
+
+def round_spec(name: str, plan: DemoPlan) -> RoundSpec:
+    """The round of examples/, for this demo's hospitals and seed."""
+    spec = load_spec(EXAMPLES / f"{name}.yaml")
+    update: dict[str, Any] = {
+        "participants": tuple(hospital.name for hospital in plan.hospitals),
+        "seed": plan.seed,
+    }
+    if plan.settings.round_steps:
+        steps = {"steps": plan.settings.round_steps, "warmup_steps": 2}
+        update["training"] = spec.training.model_copy(update=steps)
+    return spec.model_copy(update=update)
+
+
+def _follow(researcher: Coordinator, name: str, round_id: str, screen: Screen) -> Round:
+    for event in researcher.watch(round_id):
+        _show_event(name, event, screen)
+    return researcher.round(round_id)
+
+
+def _show_event(name: str, event: Event, screen: Screen) -> None:
+    body = event.body
+    if event.kind == "state":
+        screen.say(f"round {name}: {body['state']} {body['detail']}".rstrip())
+    elif event.kind == "contribution":
+        size = f"{body['size_bytes'] / 1e6:.2f} MB" if "size_bytes" in body else body["detail"]
+        screen.say(f"round {name}: {body['participant']} {body['status']} {size}")
+    elif event.kind == "progress" and body.get("phase") == "train":
+        loss = f"loss {body['loss']:.3f}"
+        screen.show(f"{name}: {body['run']}", body["step"], body["steps"], loss)
+
+
+def _take_home(
+    researcher: Coordinator, name: str, final: Round, plan: DemoPlan, result: DemoResult
+) -> None:
+    """Download the pivot and add its numbers to the tables."""
+    kind = PIVOT_OF[name]
+    folder = researcher.download_pivot(final.pivot_name, plan.out / "pivots" / final.pivot_name)
+    result.pivots[kind] = str(folder)
+    evals = researcher.pivot(final.pivot_name).evals
+    for table, found in ((result.bpb, evals["bpb"]), (result.accuracy, evals["accuracy"])):
+        for model, scores in found.items():
+            table.setdefault(model, scores)
+    losses = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
+    result.curves.update(losses)
+    departments_of = {hospital.name: hospital.department for hospital in plan.hospitals}
+    if not result.participants:
+        result.participants = [
+            {
+                "name": part.participant,
+                "department": departments_of[part.participant],
+                "architecture": part.report["architecture"],
+                "parameters": part.report["parameters"],
+                "vocabulary": part.report["vocabulary"],
+            }
+            for part in final.contributions
+        ]
+
+
+def _collect_egress(plan: DemoPlan, work: Path, result: DemoResult) -> None:
+    """Bytes each participant's own egress log says it let out."""
+    for hospital in plan.hospitals:
+        lines = (work / hospital.name / "data" / "egress.jsonl").read_text(encoding="utf-8")
+        sizes = [json.loads(line)["size_bytes"] for line in lines.splitlines()]
+        result.bytes_left[hospital.name] = sum(sizes)
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+__all__ = ["DemoError", "DemoPlan", "DemoResult", "FederationError", "claims", "run_demo"]

@@ -1,0 +1,300 @@
+"""The report of a run: one HTML page that explains itself, for a reader who was not there.
+
+A pure function from numbers to a page. The page fetches nothing and runs nothing; every plot has
+its numbers in a table beneath; all text is escaped.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cofuse import charts
+from cofuse.charts import Bar
+
+PIVOTS: Final = ("unified", "pairwise", "weights")
+CONTROLS: Final = ("base", "sft", "infifusion")
+EXPERT: Final = "expert:"
+MEAN: Final = "mean"
+Scores = Mapping[str, Mapping[str, float]]
+"""By model and domain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """Who took part, and with what model."""
+
+    name: str
+    department: str
+    architecture: str
+    parameters: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything the report says. Models: unified, pairwise, weights, base, sft, infifusion and
+    expert:<participant>; other names are shown with the controls.
+    """
+
+    title: str
+    created: str
+    """ISO 8601, as it is to be read."""
+    seconds: float
+    ok: bool
+    claims: Sequence[tuple[str, bool]]
+    """What should hold, in words, and whether it did."""
+    bpb: Scores
+    """Held-out bits per byte; lower is better."""
+    accuracy: Scores
+    """Share of multiple-choice questions answered rightly, 0..1."""
+    curves: Mapping[str, Sequence[float]]
+    """Training loss per step by run: expert:<participant>, unified, pairwise:<participant>, ..."""
+    bytes_left: Mapping[str, int]
+    """Bytes that left each participant."""
+    peak_rss_mb: float
+    pivots: Mapping[str, str]
+    """Directory of each published pivot, in the order of the rounds."""
+    participants: Sequence[Participant]
+    attribution: str
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """The pivot that a pivot was fused from; base where none is named."""
+    chance: float = 0.25
+    """Accuracy of a guess."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The numbers under a plot. In each row the first cell is its heading."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A plot with what a reader needs: heading, how to read it, what it says, and its table."""
+
+    name: str
+    heading: str
+    caption: str
+    summary: str
+    svg: Markup
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A score of models as the page shows it."""
+
+    name: str
+    heading: str
+    caption: str
+    words: Callable[[float], str]
+    sign: int
+    """1 when lower is better, -1 when higher is."""
+
+
+BITS: Final = Measure(
+    "bpb",
+    "Mean bits per byte",
+    "Mean over domains; the shorter the bar, the better.",
+    charts.bits,
+    1,
+)
+ACCURACY: Final = Measure(
+    "accuracy",
+    "Questions answered rightly",
+    "Multiple choice on facts of the private text, in words no model was trained on. Mean over "
+    "domains; the longer the bar, the better.",
+    charts.percent,
+    -1,
+)
+
+
+def render_report(result: ReportData) -> str:
+    """The page as one string of HTML, self-contained: no script, no font, no address to fetch."""
+    environment = Environment(
+        loader=PackageLoader("cofuse"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        result=result,
+        tiles=_tiles(result),
+        charts=[*_quality_charts(result), *_curve_charts(result), *_egress_charts(result)],
+        participants=_participant_table(result.participants),
+    )
+
+
+def ordered_models(models: Iterable[str]) -> list[list[str]]:
+    """Models as the reader meets them: pivots, then controls, then experts; no empty group."""
+    names = list(models)
+    pivots: list[str] = [name for name in PIVOTS if name in names]
+    experts = [name for name in names if name.startswith(EXPERT)]
+    known: list[str] = [name for name in CONTROLS if name in names]
+    others = [name for name in names if name not in {*pivots, *experts, *known}]
+    return [group for group in (pivots, known + others, experts) if group]
+
+
+def means_of(scores: Scores) -> dict[str, float]:
+    """Each model's mean over all domains; NaN when it lacks one, as it would not compare."""
+    domains = _domains(scores)
+    return {model: _with_mean(row, domains)[-1] for model, row in scores.items()}
+
+
+def _tiles(result: ReportData) -> list[tuple[str, str, str]]:
+    """Heading, number and explanation of the few numbers to remember."""
+    tiles = []
+    means = means_of(result.bpb)
+    best = next((name for name in PIVOTS if name in means), None)
+    if best and "base" in means:
+        note = f"bits per byte, mean over domains; base had {charts.bits(means['base'])}"
+        tiles.append((f"Pivot ({best})", charts.bits(means[best]), note))
+    minutes, seconds = divmod(round(result.seconds), 60)
+    tiles.append(("Time", f"{minutes} min {seconds:02d} s", "from start to this report"))
+    tiles.append(("Memory", f"{result.peak_rss_mb:,.0f} MB", "peak over all processes together"))
+    total = sum(result.bytes_left.values())
+    note = f"from {len(result.bytes_left)} participants, in all rounds together"
+    tiles.append(("Left the participants", charts.bytes_in_words(total), note))
+    return tiles
+
+
+def _quality_charts(result: ReportData) -> list[Chart]:
+    made = []
+    if result.bpb:
+        base = means_of(result.bpb).get("base", math.nan)
+        reference = (base, "base") if math.isfinite(base) else None
+        made += [_heatmap(result.bpb), _mean_bars(BITS, result.bpb, reference)]
+    if result.accuracy:
+        chance = (result.chance, f"chance {charts.percent(result.chance)}")
+        made.append(_mean_bars(ACCURACY, result.accuracy, chance))
+    return made
+
+
+def _heatmap(bpb: Scores) -> Chart:
+    columns = (*_domains(bpb), MEAN)
+    cells = {model: _with_mean(scores, columns[:-1]) for model, scores in bpb.items()}
+    svg = charts.heatmap("heat", ordered_models(bpb), columns, cells)
+    return Chart(
+        "heat",
+        "Who knows which domain",
+        "Bits needed per byte of held-out text: lower is better, and drawn stronger. Each expert "
+        "knows its own domain; the pivots, on top, should know them all.",
+        "",
+        Markup(svg),  # noqa: S704 - our own drawing
+        _score_table(bpb, charts.bits),
+    )
+
+
+def _mean_bars(measure: Measure, scores: Scores, reference: tuple[float, str] | None) -> Chart:
+    """Each model's mean as a bar, the best first."""
+    means = means_of(scores)
+    finite = [model for model in means if math.isfinite(means[model])]
+    finite.sort(key=lambda model: measure.sign * means[model])
+    drawn = [
+        Bar(label=m, value=means[m], text=measure.words(means[m]), role=_role(m)) for m in finite
+    ]
+    return Chart(
+        measure.name,
+        measure.heading,
+        measure.caption,
+        f"Best: {drawn[0].label}, {drawn[0].text}." if drawn else "",
+        Markup(charts.bars(measure.name, drawn, reference=reference)),  # noqa: S704 - our own drawing
+        _score_table(scores, measure.words),
+    )
+
+
+def _score_table(scores: Scores, words: Callable[[float], str]) -> Table:
+    domains = _domains(scores)
+    rows = [
+        (model, *map(words, _with_mean(scores[model], domains)))
+        for group in ordered_models(scores)
+        for model in group
+    ]
+    return Table(("model", *domains, MEAN), tuple(rows))
+
+
+def _domains(scores: Scores) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(domain for row in scores.values() for domain in row))
+
+
+def _role(model: str) -> str:
+    if model in PIVOTS:
+        return "pivot"
+    return "expert" if model.startswith(EXPERT) else "control"
+
+
+def _curve_charts(result: ReportData) -> list[Chart]:
+    """One plot per kind of run: losses of different kinds are on different scales."""
+    kinds: dict[str, dict[str, Sequence[float]]] = {}
+    for name, losses in result.curves.items():
+        if losses:
+            kinds.setdefault(_kind_of_run(name), {})[name] = losses
+    headings = {"expert": "Training the experts", "fusion": "Fusing, and the controls"}
+    made = []
+    for at, (kind, lines) in enumerate(kinds.items()):
+        labels = {name.removeprefix(f"{kind}:"): losses for name, losses in lines.items()}
+        rows = tuple(
+            (
+                name,
+                str(len(x)),
+                charts.loss(x[0]),
+                charts.loss(min(filter(math.isfinite, x), default=math.nan)),
+                charts.loss(x[-1]),
+            )
+            for name, x in lines.items()
+        )
+        table = Table(("run", "steps", "first loss", "lowest loss", "last loss"), rows)
+        identifier = f"curves-{at}"
+        svg = Markup(charts.curves(identifier, labels, ylabel="loss"))  # noqa: S704 - our own drawing
+        heading = headings.get(kind, f"Runs of the {kind} round")
+        caption = "Training loss by step. Runs with different losses do not compare."
+        made.append(Chart(identifier, heading, caption, "", svg, table))
+    return made
+
+
+def _kind_of_run(name: str) -> str:
+    kind, colon, _ = name.partition(":")
+    return kind if colon else "fusion"
+
+
+def _egress_charts(result: ReportData) -> list[Chart]:
+    if not result.bytes_left:
+        return []
+    drawn = [
+        Bar(label=name, value=count, text=charts.bytes_in_words(count), role="expert")
+        for name, count in result.bytes_left.items()
+    ]
+    rows = tuple((n, f"{c:,}", charts.bytes_in_words(c)) for n, c in result.bytes_left.items())
+    svg = Markup(charts.bars("egress", drawn))  # noqa: S704 - our own drawing
+    return [
+        Chart(
+            "egress",
+            "What left each participant",
+            "Bytes sent in all rounds: numbers about public text, or differences of weights.",
+            "",
+            svg,
+            Table(("participant", "bytes", "in words"), rows),
+        )
+    ]
+
+
+def _participant_table(participants: Sequence[Participant]) -> Table:
+    return Table(
+        ("participant", "department", "architecture", "parameters", "vocabulary"),
+        tuple(
+            (p.name, p.department, p.architecture, f"{p.parameters:,}", f"{p.vocabulary:,}")
+            for p in participants
+        ),
+    )
+
+
+def _with_mean(scores: Mapping[str, float], domains: Sequence[str]) -> list[float]:
+    row = [scores.get(domain, math.nan) for domain in domains]
+    return [*row, sum(row) / len(row) if row else math.nan]

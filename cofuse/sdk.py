@@ -1,0 +1,265 @@
+"""The researcher's SDK: submit a round, watch it, read the evaluations, take the pivot home.
+
+with Coordinator("host:7443", ca=..., certificate=..., key=...) as coordinator:
+round_id = coordinator.submit(load_spec(Path("round.yaml")))
+final = coordinator.wait(round_id)
+coordinator.download_pivot(final.pivot_name, Path("pivot"))
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import grpc
+
+from protos.chunks import put_requests, sha256_of
+from protos.errors import RemoteError, remote_errors
+from protos.messages import FileRef
+from protos.public_sets import read_evals, read_prompts
+from protos.spec import RoundSpec
+from protos.tls import TlsFiles, dial
+from protos.v1 import research_pb2 as pb
+from protos.v1 import research_pb2_grpc, transfer_pb2, transfer_pb2_grpc
+
+FINAL: Final = frozenset({"PUBLISHED", "REJECTED", "FAILED", "CANCELLED", "EXPIRED"})
+_RECONNECT_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One participant's part in a round."""
+
+    participant: str
+    status: str
+    detail: str
+    size_bytes: int
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round as the coordinator sees it now."""
+
+    round_id: str
+    state: str
+    detail: str
+    pivot_name: str
+    spec: RoundSpec
+    contributions: tuple[Contribution, ...]
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a round's story."""
+
+    seq: int
+    time_unix_ms: int
+    kind: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pivot:
+    """One version of the pivot."""
+
+    name: str
+    parent: str
+    round_id: str
+    files: tuple[FileRef, ...]
+    evals: dict[str, Any]
+
+
+class Coordinator:
+    """A connection under one identity. Every call repeats safely."""
+
+    def __init__(self, address: str, *, ca: Path, certificate: Path, key: Path) -> None:
+        self._channel = dial(address, TlsFiles(ca=ca, certificate=certificate, key=key))
+        self._research = research_pb2_grpc.ResearchStub(self._channel)
+        self._transfer = transfer_pb2_grpc.TransferStub(self._channel)
+
+    def __enter__(self) -> "Coordinator":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def submit(self, spec: RoundSpec, *, folder: Path = Path(), request_id: str = "") -> str:
+        """Upload the spec's files, pin them, submit; return the round's id.
+
+        Args: folder: where relative paths of the spec start. request_id: the same id twice is
+            the same round; default: a new one.
+        Raises: RemoteError, PublicSetError.
+        """
+        pinned = {}
+        readers: dict[str, tuple[Callable[[Path], Any], transfer_pb2.ArtifactKind]] = {
+            "prompts": (read_prompts, transfer_pb2.PROMPTS),
+            "evals": (read_evals, transfer_pb2.EVALS),
+        }
+        for field, (read, kind) in readers.items():
+            value = getattr(spec, field)
+            if value is not None and not value.startswith("sha256:"):
+                path = folder / value
+                read(path)  # its errors name file and line, which the other side cannot
+                pinned[field] = f"sha256:{self.upload(path, kind)}"
+        request = pb.SubmitRoundRequest(
+            spec_json=spec.model_copy(update=pinned).model_dump_json(),
+            request_id=request_id or uuid.uuid4().hex,
+        )
+        with remote_errors():
+            return str(self._research.SubmitRound(request).round_id)
+
+    def approve(self, round_id: str) -> Round:
+        """Let a submitted round run (operators)."""
+        with remote_errors():
+            return _round(self._research.ApproveRound(pb.RoundRequest(round_id=round_id)))
+
+    def cancel(self, round_id: str) -> Round:
+        """End a round."""
+        with remote_errors():
+            return _round(self._research.CancelRound(pb.RoundRequest(round_id=round_id)))
+
+    def round(self, round_id: str) -> Round:
+        """Return one round."""
+        with remote_errors():
+            return _round(self._research.GetRound(pb.RoundRequest(round_id=round_id)))
+
+    def rounds(self) -> list[Round]:
+        """Return all rounds, oldest first."""
+        with remote_errors():
+            reply = self._research.ListRounds(pb.ListRoundsRequest())
+        return [_round(row) for row in reply.rounds]
+
+    def watch(self, round_id: str, *, after_seq: int = 0) -> Iterator[Event]:
+        """Yield the round's events until it is final, across restarts of the coordinator."""
+        seq = after_seq
+        while True:
+            request = pb.WatchRoundRequest(round_id=round_id, after_seq=seq)
+            try:
+                with remote_errors():
+                    for event in self._research.WatchRound(request):
+                        seq = event.seq
+                        body = json.loads(event.body_json)
+                        yield Event(event.seq, event.time_unix_ms, event.kind, body)
+                return
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                time.sleep(_RECONNECT_S)
+
+    def wait(self, round_id: str) -> Round:
+        """Block until the round is final; return it."""
+        for _ in self.watch(round_id):
+            pass
+        return self.round(round_id)
+
+    def participants(self) -> dict[str, bool]:
+        """Return name -> whether its engine is connected."""
+        with remote_errors():
+            reply = self._research.ListParticipants(pb.ListParticipantsRequest())
+        return {row.name: row.online for row in reply.participants}
+
+    def pivots(self) -> list[Pivot]:
+        """Return all pivots, oldest first."""
+        with remote_errors():
+            reply = self._research.ListPivots(pb.ListPivotsRequest())
+        return [_pivot(row) for row in reply.pivots]
+
+    def pivot(self, name: str) -> Pivot:
+        """Return one pivot's manifest and evaluations."""
+        with remote_errors():
+            return _pivot(self._research.GetPivot(pb.GetPivotRequest(name=name)))
+
+    def import_pivot(self, name: str, folder: Path) -> Pivot:
+        """Upload a model directory as a pivot without a parent (operators)."""
+        files = [
+            pb.PivotFile(
+                name=path.name,
+                sha256=self.upload(path, transfer_pb2.PIVOT),
+                size_bytes=path.stat().st_size,
+            )
+            for path in sorted(folder.iterdir())
+        ]
+        with remote_errors():
+            return _pivot(self._research.ImportPivot(pb.Pivot(name=name, files=files)))
+
+    def download_pivot(self, name: str, folder: Path) -> Path:
+        """Write a pivot's files to `folder`, checking each digest; return the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.pivot(name).files:
+            self._download(file, folder / file.name)
+        return folder
+
+    def upload(self, path: Path, kind: transfer_pb2.ArtifactKind) -> str:
+        """Put a file unless it is there; return its sha256. A broken upload resumes."""
+        sha256 = sha256_of(path)
+        with remote_errors():
+            status = self._transfer.Stat(transfer_pb2.StatRequest(sha256=sha256))
+            if not status.complete:
+                self._transfer.Put(put_requests(path, sha256, kind, status.received_bytes))
+        return sha256
+
+    def _download(self, file: FileRef, path: Path) -> None:
+        if path.exists() and sha256_of(path) == file.sha256:
+            return
+        partial = path.with_name(path.name + ".partial")
+        with remote_errors(), partial.open("wb") as out:
+            for chunk in self._transfer.Get(transfer_pb2.GetRequest(sha256=file.sha256)):
+                out.write(chunk.data)
+        found = sha256_of(partial)
+        if found != file.sha256:
+            partial.unlink()
+            raise RemoteError(
+                "wrong_digest", f"{file.name}: found {found}, wanted {file.sha256}; pull it again"
+            )
+        partial.rename(path)
+
+
+def _round(row: pb.Round) -> Round:
+    return Round(
+        round_id=row.round_id,
+        state=row.state,
+        detail=row.detail,
+        pivot_name=row.pivot_name,
+        spec=RoundSpec.model_validate_json(row.spec_json),
+        contributions=tuple(
+            Contribution(
+                participant=part.participant,
+                status=part.status,
+                detail=part.detail,
+                size_bytes=part.size_bytes,
+                report=json.loads(part.report_json or "{}"),
+            )
+            for part in row.contributions
+        ),
+    )
+
+
+def _pivot(row: pb.Pivot) -> Pivot:
+    return Pivot(
+        name=row.name,
+        parent=row.parent,
+        round_id=row.round_id,
+        files=tuple(
+            FileRef(name=f.name, sha256=f.sha256, size_bytes=f.size_bytes) for f in row.files
+        ),
+        evals=json.loads(row.evals_json or "{}"),
+    )

@@ -1,0 +1,1 @@
+"""Program A: enrols participants, schedules rounds, fuses what arrives into the pivot."""

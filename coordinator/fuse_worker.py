@@ -1,0 +1,266 @@
+"""The fusion worker: `python -m coordinator.fuse_worker JOB_FOLDER`, a child of the coordinator.
+
+Trains the runs the spec asks for (each in a process of its own, one thread each), merges where it
+says so, measures every model, and lays the pivot directory down by one rename. Whatever a killed
+worker has finished is kept: runs have checkpoints, finished runs are not repeated.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from coordinator.fuse_job import FuseJob
+from coordinator.pivot_card import Scores, canonical, model_card, sums
+from fp8.train import Progress, TrainConfig
+from fusion.codec import read_delta, read_logits
+from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
+from fusion.merge import merge
+from fusion.models import load_model, load_parameter_arrays, parameter_arrays, save_model
+from fusion.unified import FusionSettings, fuse
+from protos.chunks import sha256_of
+from protos.messages import Report
+from protos.process import PARENT_VARIABLE, die_with_parent
+from protos.public_sets import read_evals, read_prompts
+from protos.spec import RoundSpec
+
+PIVOT_MODEL: Final = {"unified": "unified", "pairwise": "pairwise", "merge": "weights"}
+"""What the pivot is called in the tables, by method."""
+_TELL_EVERY: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run of a job."""
+
+    name: str
+    loss: str
+    sources: tuple[str, ...]
+    """Participants whose contributions it learns from; none for the control."""
+
+
+def plan(spec: RoundSpec, sources: tuple[str, ...]) -> list[Run]:
+    """The training runs a spec asks for, the pivot's own first."""
+    runs = {
+        "unified": [Run("unified", spec.loss, sources)],
+        "pairwise": [Run(f"pairwise-{source}", spec.loss, (source,)) for source in sources],
+        "merge": [],
+    }[spec.method]
+    losses = {"sft": "none", "infifusion": "infifusion"}
+    return runs + [
+        Run(control, losses[control], () if control == "sft" else sources)
+        for control in spec.controls
+    ]
+
+
+def settings_of(spec: RoundSpec, loss: str) -> FusionSettings:
+    """The spec's numbers as fusion wants them."""
+    training = spec.training
+    return FusionSettings(
+        train=TrainConfig(
+            steps=training.steps,
+            lr=training.lr,
+            warmup_steps=training.warmup_steps,
+            decay_steps=int(training.steps * training.decay_share),
+            seed=spec.seed,
+        ),
+        batch_size=training.batch_size,
+        seq_len=training.seq_len,
+        loss=loss,  # type: ignore[arg-type]
+        routing=spec.routing,
+        distill_weight=spec.distill_weight,
+    )
+
+
+def train_run(folder: Path, run: Run) -> Path:
+    """Fuse one copy of the pivot; return its model folder."""
+    job = FuseJob.load(folder)
+    out = folder / "runs" / run.name
+    if (out / "model").exists():
+        return out / "model"
+    assert job.prompts is not None
+    model, tokenizer = load_model(folder / "pivot")
+    result = fuse(
+        model,
+        tokenizer,
+        read_prompts(job.prompts),
+        {name: read_logits(job.contributions[name]) for name in run.sources},
+        settings_of(job.spec, run.loss),
+        checkpoint_dir=out / "checkpoint",
+        on_progress=_teller(run.name),
+    )
+    (out / "losses.json").write_text(json.dumps(result.losses), encoding="utf-8")
+    _whole(out / "model", lambda partial: save_model(model, tokenizer, partial))
+    return out / "model"
+
+
+def merge_runs(job: FuseJob) -> Path:
+    """Merge the copies of a pairwise round, or the deltas of a weights round, around the pivot."""
+    out = job.directory / "runs" / PIVOT_MODEL[job.spec.method] / "model"
+    if out.exists():
+        return out
+    model, tokenizer = load_model(job.directory / "pivot")
+    base = parameter_arrays(model)
+    if job.spec.method == "merge":
+        deltas = [read_delta(path)[1] for path in job.contributions.values()]
+    else:
+        copies = [
+            parameter_arrays(load_model(job.directory / "runs" / f"pairwise-{source}" / "model")[0])
+            for source in job.contributions
+        ]
+        deltas = [{name: copy[name] - base[name] for name in base} for copy in copies]
+    merged = merge(base, deltas, job.spec.merge, weight=job.spec.merge_weight)
+    load_parameter_arrays(model, merged)
+    _whole(out, lambda partial: save_model(model, tokenizer, partial))
+    return out
+
+
+def score(folder: Path, model_folder: Path, evals: Path) -> dict[str, dict[str, float]]:
+    """Bits per byte and accuracy of one model, by domain."""
+    model, tokenizer = load_model(model_folder)
+    scores: dict[str, dict[str, float]] = {"bpb": {}, "accuracy": {}}
+    for name, domain in read_evals(evals).domains.items():
+        scores["bpb"][name] = bits_per_byte(model, tokenizer, domain.documents)
+        if domain.questions:
+            questions = [ChoiceQuestion(q.prompt, q.options, q.answer) for q in domain.questions]
+            scores["accuracy"][name] = choice_accuracy(model, tokenizer, questions)
+    _tell("progress", phase="evaluate", model=model_folder.parent.name)
+    return scores
+
+
+def work(job: FuseJob) -> None:
+    """Do the whole job."""
+    _lay_out_pivot(job)
+    runs = plan(job.spec, tuple(job.contributions))
+    # A fork of this process, which has one thread yet, has torch loaded already.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(
+        min(job.workers, max(2, len(runs))), mp_context=context, initializer=_one_thread
+    ) as pool:
+        list(pool.map(train_run, [job.directory] * len(runs), runs))
+        pivot_model = PIVOT_MODEL[job.spec.method]
+        models = {"base": job.directory / "pivot"}
+        models |= {
+            control: job.directory / "runs" / control / "model" for control in job.spec.controls
+        }
+        if job.spec.method == "unified":
+            models[pivot_model] = job.directory / "runs" / "unified" / "model"
+        else:
+            models[pivot_model] = merge_runs(job)
+        _tell("fused")
+        evals: dict[str, Scores] = {"bpb": {}, "accuracy": {}}
+        if job.evals is not None:
+            asked = [job.evals] * len(models)
+            folders = [job.directory] * len(models)
+            results = pool.map(score, folders, models.values(), asked)
+            evals = _evals(job, dict(zip(models, results, strict=True)))
+    _whole(job.result, lambda partial: _write_result(job, models[pivot_model], evals, partial))
+
+
+def _evals(job: FuseJob, results: dict[str, dict[str, dict[str, float]]]) -> dict[str, Scores]:
+    """Tables by model: base, experts as they reported themselves, controls, the pivot last."""
+    experts = {}
+    for participant, text in job.reports.items():
+        if text:
+            scores = Report.model_validate_json(text).scores
+            experts[f"expert:{participant}"] = {"bpb": scores.bpb, "accuracy": scores.accuracy}
+    ordered = {"base": results.pop("base"), **experts, **results}
+    domains = set(ordered["base"]["bpb"])
+    return {
+        "bpb": {m: s["bpb"] for m, s in ordered.items() if set(s["bpb"]) == domains},
+        "accuracy": {m: s["accuracy"] for m, s in ordered.items() if s["accuracy"]},
+    }
+
+
+def _write_result(job: FuseJob, model_folder: Path, evals: dict[str, Scores], folder: Path) -> None:
+    shutil.copytree(model_folder, folder, dirs_exist_ok=True)
+    lineage = {
+        "name": job.pivot_name,
+        "parent": job.spec.pivot,
+        "round_id": job.round_id,
+        "spec": json.loads(job.spec.model_dump_json()),
+        "parent_weights_sha256": sha256_of(job.directory / "pivot" / "model.safetensors"),
+        "contributions": {
+            name: {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+            for name, path in job.contributions.items()
+        },
+        "software": {"torch": torch.__version__},
+    }
+    losses = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((job.directory / "runs").glob("*/losses.json"))
+    }
+    pivot_model = PIVOT_MODEL[job.spec.method]
+    texts = {
+        "lineage.json": canonical(lineage),
+        "evals.json": canonical({**evals, "pivot": pivot_model}),
+        "losses.json": canonical(losses),
+        "README.md": model_card(lineage, evals, pivot_model),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    digests = {path.name: sha256_of(path) for path in folder.iterdir()}
+    (folder / "SHA256SUMS").write_text(sums(digests), encoding="utf-8")
+
+
+def _lay_out_pivot(job: FuseJob) -> None:
+    """A folder that transformers can open, made of the store's files."""
+
+    def link(partial: Path) -> None:
+        partial.mkdir()
+        for name, path in job.pivot_files.items():
+            (partial / name).symlink_to(path.resolve())
+
+    _whole(job.directory / "pivot", link)
+
+
+def _whole(final: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder appear complete or not at all."""
+    if final.exists():
+        return
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    write(partial)
+    partial.rename(final)
+
+
+def _teller(run: str) -> Callable[[Progress], None]:
+    def tell(progress: Progress) -> None:
+        if progress.step % _TELL_EVERY == 0 or progress.step == progress.steps:
+            body = {"step": progress.step, "steps": progress.steps, "loss": progress.loss}
+            _tell("progress", phase="train", run=run, **body)
+
+    return tell
+
+
+def _tell(kind: str, **body: Any) -> None:
+    # One write a line: runs side by side share the pipe.
+    os.write(1, (json.dumps({"kind": kind, **body}) + "\n").encode())
+
+
+def _one_thread() -> None:
+    die_with_parent()
+    torch.set_num_threads(1)
+
+
+def main(argv: list[str]) -> int:
+    """Run the job of one folder."""
+    die_with_parent()
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    torch.set_num_threads(1)
+    job = FuseJob.load(Path(argv[0]))
+    work(replace(job, contributions=dict(sorted(job.contributions.items()))))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

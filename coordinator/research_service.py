@@ -1,0 +1,207 @@
+"""What researchers and operators ask: gRPC in and out; the store and the scheduler decide."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from coordinator.access import caller
+from coordinator.artifacts import Artifacts
+from coordinator.rounds import FINAL, Event, IllegalTransitionError
+from coordinator.store import PivotRow, RoundRow, Store
+from protos.errors import CofuseError, abort
+from protos.messages import FileRef
+from protos.public_sets import PublicSetError, read_evals, read_prompts
+from protos.spec import RoundSpec, SpecError, parse_spec
+from protos.v1 import research_pb2 as pb
+from protos.v1 import research_pb2_grpc
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_WATCH_WAKE_S = 1.0
+
+
+class ResearchService(research_pb2_grpc.ResearchServicer):
+    """Rounds and pivots."""
+
+    def __init__(
+        self,
+        store: Store,
+        artifacts: Artifacts,
+        *,
+        auto_approve: bool,
+        online: Callable[[], set[int]],
+    ) -> None:
+        self._store = store
+        self._artifacts = artifacts
+        self._auto_approve = auto_approve
+        self._online = online
+
+    def SubmitRound(self, request: pb.SubmitRoundRequest, context: Any) -> pb.Round:
+        """Check the spec against what is here, then store it."""
+        try:
+            if not _REQUEST_ID.fullmatch(request.request_id):
+                raise CofuseError("bad_request", "request_id: wanted 1..64 of A-Z a-z 0-9 _ -")
+            spec = self._checked(request.spec_json)
+            row = self._store.submit_round(
+                request_id=request.request_id,
+                submitted_by=caller(context).name,
+                spec_json=spec.model_dump_json(),
+                deadline_ms=int(spec.deadline_minutes * 60_000),
+            )
+            if self._auto_approve and row.state == "SUBMITTED":
+                row = self._store.advance(row.round_id, Event.APPROVE, "by policy: auto")
+            return self._round(row)
+        except CofuseError as error:
+            abort(context, error)
+
+    def ApproveRound(self, request: pb.RoundRequest, context: Any) -> pb.Round:
+        """Let a submitted round run."""
+        return self._move(request.round_id, Event.APPROVE, context)
+
+    def CancelRound(self, request: pb.RoundRequest, context: Any) -> pb.Round:
+        """End a round in whatever state it is."""
+        return self._move(request.round_id, Event.CANCEL, context)
+
+    def GetRound(self, request: pb.RoundRequest, context: Any) -> pb.Round:
+        """One round with its contributions."""
+        try:
+            return self._round(self._store.round(request.round_id))
+        except CofuseError as error:
+            abort(context, error)
+
+    def ListRounds(self, request: pb.ListRoundsRequest, context: Any) -> pb.ListRoundsReply:
+        """All rounds, oldest first."""
+        return pb.ListRoundsReply(rounds=[self._round(row) for row in self._store.rounds()])
+
+    def WatchRound(self, request: pb.WatchRoundRequest, context: Any) -> Iterator[pb.RoundEvent]:
+        """Events as they happen, until the round is final or the caller leaves."""
+        seq = request.after_seq
+        while context.is_active():
+            try:
+                final = self._store.round(request.round_id).state in FINAL
+            except CofuseError as error:
+                abort(context, error)
+            news = self._store.events(request.round_id, seq)
+            for event in news:
+                seq = event.seq
+                yield pb.RoundEvent(
+                    seq=event.seq,
+                    time_unix_ms=event.time_unix_ms,
+                    kind=event.kind,
+                    body_json=event.body_json,
+                )
+            if final and not news:
+                return
+            if not news:
+                with self._store.changed:
+                    self._store.changed.wait(_WATCH_WAKE_S)
+
+    def ListParticipants(
+        self, request: pb.ListParticipantsRequest, context: Any
+    ) -> pb.ListParticipantsReply:
+        """Everybody who joined."""
+        online = self._online()
+        return pb.ListParticipantsReply(
+            participants=[
+                pb.Participant(
+                    name=row.name, joined_unix_ms=row.joined_unix_ms, online=row.node_id in online
+                )
+                for row in self._store.participants().values()
+            ]
+        )
+
+    def ImportPivot(self, request: pb.Pivot, context: Any) -> pb.Pivot:
+        """Register uploaded files as a pivot without a parent."""
+        try:
+            files = tuple(
+                FileRef(name=file.name, sha256=file.sha256, size_bytes=file.size_bytes)
+                for file in request.files
+            )
+            if not re.fullmatch(r"pivot-[0-9]{1,9}", request.name):
+                raise CofuseError(
+                    "bad_request", f"name: found {request.name[:40]!r}, wanted pivot-N"
+                )
+            if "model.safetensors" not in {file.name for file in files}:
+                raise CofuseError("bad_request", "a pivot needs its model.safetensors")
+            for file in files:
+                self._need(file.sha256, "PIVOT")
+            row = self._store.add_pivot(
+                name=request.name, parent="", round_id="", files=files, evals_json="{}"
+            )
+            return _pivot(row)
+        except CofuseError as error:
+            abort(context, error)
+        except ValueError as error:  # a file name or digest that is none
+            abort(context, CofuseError("bad_request", f"files: {error}"))
+
+    def GetPivot(self, request: pb.GetPivotRequest, context: Any) -> pb.Pivot:
+        """One pivot's manifest."""
+        try:
+            return _pivot(self._store.pivot(request.name))
+        except CofuseError as error:
+            abort(context, error)
+
+    def ListPivots(self, request: pb.ListPivotsRequest, context: Any) -> pb.ListPivotsReply:
+        """All pivots, oldest first."""
+        return pb.ListPivotsReply(pivots=[_pivot(row) for row in self._store.pivots()])
+
+    def _checked(self, spec_json: str) -> RoundSpec:
+        try:
+            spec = parse_spec(spec_json)
+            self._store.pivot(spec.pivot)
+            unknown = sorted(set(spec.participants) - set(self._store.participants()))
+            if unknown:
+                raise CofuseError("unknown_participant", f"nobody joined as {', '.join(unknown)}")
+            if spec.prompts is not None:
+                read_prompts(self._need(spec.prompts.removeprefix("sha256:"), "PROMPTS"))
+            if spec.evals is not None:
+                read_evals(self._need(spec.evals.removeprefix("sha256:"), "EVALS"))
+        except (SpecError, PublicSetError) as error:
+            raise CofuseError("bad_spec", str(error).rstrip(".")) from error
+        return spec
+
+    def _need(self, sha256: str, kind: str) -> Any:
+        kinds = {found for found, _ in self._store.artifact_kinds(sha256).values()}
+        if kind not in kinds:
+            raise CofuseError("unknown_artifact", f"no file {sha256[:80]} of kind {kind}")
+        return self._artifacts.path(sha256)
+
+    def _move(self, round_id: str, event: Event, context: Any) -> pb.Round:
+        try:
+            return self._round(self._store.advance(round_id, event, f"by {caller(context).uri}"))
+        except IllegalTransitionError as error:
+            abort(context, CofuseError("wrong_state", str(error)))
+        except CofuseError as error:
+            abort(context, error)
+
+    def _round(self, row: RoundRow) -> pb.Round:
+        return pb.Round(
+            round_id=row.round_id,
+            state=row.state,
+            spec_json=row.spec_json,
+            created_unix_ms=row.created_unix_ms,
+            deadline_unix_ms=row.deadline_unix_ms,
+            detail=row.detail,
+            pivot_name=row.pivot_name,
+            contributions=[
+                pb.Contribution(
+                    participant=part.participant,
+                    status=part.status,
+                    detail=part.detail,
+                    size_bytes=part.size_bytes,
+                    report_json=part.report_json,
+                )
+                for part in self._store.contributions(row.round_id)
+            ],
+        )
+
+
+def _pivot(row: PivotRow) -> pb.Pivot:
+    return pb.Pivot(
+        name=row.name,
+        parent=row.parent,
+        round_id=row.round_id,
+        files=[pb.PivotFile(**file.model_dump()) for file in row.files],
+        evals_json=json.dumps(json.loads(row.evals_json)),
+        created_unix_ms=row.created_unix_ms,
+    )

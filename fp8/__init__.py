@@ -1,0 +1,1 @@
+"""FP8 numerics and the one training loop."""

@@ -1,0 +1,1 @@
+"""Fusion maths: alignment, losses, routing, merging, contributions. No wire and no database."""

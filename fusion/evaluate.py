@@ -1,0 +1,92 @@
+"""How good a model is on held-out text and on facts, so that unlike tokenizers compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from fusion.extract import score_streams
+from fusion.models import encode_text, eos_id
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceQuestion:
+    """A question with options, one of them right."""
+
+    prompt: str
+    options: tuple[str, ...]
+    answer: int
+    """Index of the right option."""
+
+
+def bits_per_byte(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, docs: Sequence[str]
+) -> float:
+    """Return the bits the model needs per UTF-8 byte of docs, each with its eos.
+
+    The eos counts as bits and not as a byte, for every tokenizer alike: to know where a document
+    ends is part of knowing it.
+    """
+    total_bytes = sum(len(doc.encode()) for doc in docs)
+    if total_bytes == 0:
+        raise ValueError(
+            "there is no text to measure on: give at least one document that is not ''"
+        )
+    eos = eos_id(tokenizer)
+    streams = [[eos, *encode_text(tokenizer, doc), eos] for doc in docs]
+    nats = [
+        float(-logprobs.gather(-1, labels[:, None]).double().sum())
+        for _, _, logprobs, labels in score_streams(model, streams)
+    ]
+    # fsum: the result does not hang on the order in which the windows were scored.
+    return math.fsum(nats) / math.log(2) / total_bytes
+
+
+def choice_accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[ChoiceQuestion],
+) -> float:
+    """Return the share of questions whose right option scores highest.
+
+    Score: log p(option | prompt) - log p(option | nothing), summed over the option's tokens
+    (pointwise mutual information): a plain sum would prefer short and common options, a mean per
+    token would depend on the tokenizer. Ties count as wrong unless the right option is first.
+    """
+    if not questions:
+        raise ValueError("there are no questions: give at least one")
+    eos = eos_id(tokenizer)
+    streams: list[list[int]] = []
+    options: list[int] = []  # tokens of each stream that are the option
+    for question in questions:
+        prompt = encode_text(tokenizer, question.prompt)
+        for option in question.options:
+            ids = encode_text(tokenizer, " " + option)
+            streams += [[eos, *prompt, *ids], [eos, *ids]]
+            options += [len(ids), len(ids)]
+    sums = np.zeros(len(streams))
+    for stream, start, logprobs, labels in score_streams(model, streams):
+        scored = logprobs.gather(-1, labels[:, None])[:, 0].double()
+        first = len(streams[stream]) - 1 - options[stream] - start
+        sums[stream] += float(scored[max(0, first) :].sum())
+    gain, right, at = sums[0::2] - sums[1::2], 0, 0
+    for question in questions:
+        right += int(gain[at : at + len(question.options)].argmax() == question.answer)
+        at += len(question.options)
+    return right / len(questions)
+
+
+def recovery(base: float, pivot: float, pooled: float) -> float:
+    """Return the share of the way from base to pooled that pivot has gone, in bits per byte.
+
+    1 is the pooled model, which saw everybody's private text; 0 is the base; less is worse.
+    """
+    if not pooled < base:
+        raise ValueError(
+            f"pooled ({pooled:.4f}) is not better than base ({base:.4f}): train longer"
+        )
+    return (base - pivot) / (base - pooled)

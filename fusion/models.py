@@ -1,0 +1,211 @@
+"""Experts and pivots: small language models with their own tokenizers, as ordinary HF folders.
+
+A document is encoded alone and ends in eos; eos is also what a model reads before a document's
+first token. There is no BOS. Shapes: N = tokens of a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.utils import logging as hf_logging
+
+EOS: Final = "<|endoftext|>"
+EOS_ID: Final = 0
+Architecture = Literal["llama", "qwen2", "gpt_neox"]
+
+
+class TokenizerError(ValueError):
+    """The tokenizer cannot be read as a table of bytes, or loses bytes of the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Shape of one causal language model."""
+
+    architecture: Architecture
+    hidden_size: int
+    layers: int
+    heads: int
+    vocab_size: int
+    context: int = 256
+    """Tokens the model can see at once."""
+    intermediate_size: int | None = None
+    """Width of the MLP; None: 8/3 of hidden_size (gated), 4 of it (gpt_neox), up to next 64."""
+
+    def mlp_size(self) -> int:
+        """Width of the MLP in features."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        wanted = self.hidden_size * (4 if self.architecture == "gpt_neox" else 8 / 3)
+        return -(-int(wanted) // 64) * 64
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a lossless byte-level BPE tokenizer with eos as id 0, no BOS and no prefix space.
+
+    Args: vocab_size: at least 257 (all bytes and eos); fewer come out when the text has too
+        few different pairs.
+    """
+    if vocab_size < 257:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but 256 bytes and eos need 257: ask for at least 257"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        pad_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Ids of text alone: no specials are added, and none is read out of the text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
+    return ids
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerFast, docs: Sequence[str]) -> NDArray[np.int64]:
+    """One stream ids_N: every document followed by eos."""
+    eos = eos_id(tokenizer)
+    stream: list[int] = []
+    for doc in docs:
+        stream.extend(encode_text(tokenizer, doc))
+        stream.append(eos)
+    return np.asarray(stream, dtype=np.int64)
+
+
+def eos_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id that ends every document. Raises TokenizerError when there is none."""
+    if tokenizer.eos_token_id is None:
+        raise TokenizerError("the tokenizer has no eos token; set one: documents end in it")
+    return int(tokenizer.eos_token_id)
+
+
+def _byte_of_symbol() -> dict[str, int]:
+    """GPT-2's table: each byte has one printable character that stands for it."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in set(shown)]
+    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> list[bytes]:
+    """Return the bytes that each id writes; empty for specials and for ids of a padded vocabulary.
+
+    Raises: TokenizerError when a token is no byte-level BPE token.
+    """
+    table, special = _byte_of_symbol(), set(tokenizer.all_special_ids)
+    out = [b""] * vocab_size
+    for token, index in tokenizer.get_vocab().items():
+        if index in special or index >= vocab_size:
+            continue
+        try:
+            out[index] = bytes(table[symbol] for symbol in token)
+        except KeyError as error:
+            raise TokenizerError(
+                f"token {index} ({token!r}) is not written in the byte-level alphabet; "
+                "use a byte-level BPE tokenizer (as of GPT-2, Llama 3, Qwen)"
+            ) from error
+    return out
+
+
+def build_model(spec: ModelSpec, seed: int) -> PreTrainedModel:
+    """Build a freshly initialised fp32 model; the same seed gives the same weights."""
+    common: dict[str, Any] = {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "intermediate_size": spec.mlp_size(),
+        "max_position_embeddings": spec.context,
+        "bos_token_id": EOS_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": EOS_ID,
+        "use_cache": False,
+        "tie_word_embeddings": True,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel
+        if spec.architecture == "llama":
+            model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=spec.heads, **common))
+        elif spec.architecture == "qwen2":
+            model = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=spec.heads, **common))
+        else:
+            model = GPTNeoXForCausalLM(GPTNeoXConfig(**common))
+    return model.float()
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens the model can see at once."""
+    return int(model.config.max_position_embeddings)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write an ordinary folder: config, fp32 safetensors, tokenizer."""
+    hf_logging.disable_progress_bar()
+    model.save_pretrained(directory, safe_serialization=True)
+    tokenizer.save_pretrained(directory)
+
+
+def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Read a folder of save_model (or any local HF one) in fp32. Nothing is fetched.
+
+    The tokenizer is tokenizer.json to the letter. AutoTokenizer would rebuild it from vocabulary
+    and merges by the model's type, with (say) Qwen's own splitting rules, and so encode otherwise.
+    """
+    hf_logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    return model, tokenizer
+
+
+def parameter_arrays(model: PreTrainedModel) -> dict[str, NDArray[np.float32]]:
+    """Copy the parameters by name, in fp32, tied ones once: what weights rounds merge."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32).numpy().copy()
+        for name, parameter in model.named_parameters()
+    }
+
+
+def load_parameter_arrays(model: PreTrainedModel, arrays: dict[str, NDArray[np.float32]]) -> None:
+    """Put arrays of parameter_arrays into the model. Raises ValueError on any other name."""
+    parameters = dict(model.named_parameters())
+    if arrays.keys() != parameters.keys():
+        odd = sorted(arrays.keys() ^ parameters.keys())[:3]
+        raise ValueError(f"parameters {odd} are on one side only; take both from the same pivot")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(arrays[name]))

@@ -1,0 +1,4 @@
+"""Program B: trains a private expert and ships only what its policy allows.
+
+It dials out and listens on nothing.
+"""

@@ -1,0 +1,115 @@
+"""What a round asks for, made from the expert: typed arrays in the outbox, nothing else.
+
+The same question to the same expert has the same answer: it is kept, and not computed twice.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fp8.train import Progress, TrainConfig
+from fusion.codec import write_delta, write_logits
+from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
+from fusion.extract import extract_logits
+from fusion.models import load_model, parameter_arrays
+from participant.stages.cpt import Expert, adapt_pivot
+from protos.chunks import sha256_of
+from protos.messages import Assignment, Scores
+from protos.public_sets import read_evals, read_prompts
+
+WEIGHTS = "model.safetensors"
+
+
+def export_logits(
+    expert: Expert,
+    prompts: Path,
+    assignment: Assignment,
+    outbox: Path,
+    on_progress: Callable[[int, int], None],
+) -> Path:
+    """Write the expert's top-K log-probabilities on the prompt set; return the file."""
+    assert assignment.prompts is not None
+    model_sha256 = sha256_of(expert.directory / WEIGHTS)
+    parts = (assignment.prompts.sha256[:16], model_sha256[:16], f"k{assignment.spec.top_k}")
+    path = outbox / f"logits-{'-'.join(parts)}.safetensors"
+    if not path.exists():
+        model, tokenizer = expert.load()
+        contribution = extract_logits(
+            model,
+            tokenizer,
+            read_prompts(prompts),
+            top_k=assignment.spec.top_k,
+            prompt_set_sha256=assignment.prompts.sha256,
+            model_sha256=model_sha256,
+            on_progress=on_progress,
+        )
+        write_logits(path, contribution)
+    return path
+
+
+def export_delta(
+    pivot: Path,
+    corpus: Path,
+    assignment: Assignment,
+    outbox: Path,
+    *,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> Path | None:
+    """Train a copy of the pivot here and write the difference; None when stopped before the end."""
+    path = outbox / f"delta-{assignment.round_id}-{assignment.pivot_sha256[:16]}.safetensors"
+    if path.exists():
+        return path
+    training = assignment.spec.training
+    before = parameter_arrays(load_model(pivot)[0])
+    model, result = adapt_pivot(
+        pivot,
+        corpus,
+        TrainConfig(
+            steps=training.steps,
+            lr=training.lr,
+            warmup_steps=training.warmup_steps,
+            decay_steps=int(training.steps * training.decay_share),
+            seed=assignment.spec.seed,
+        ),
+        batch_size=training.batch_size,
+        seq_len=training.seq_len,
+        checkpoint_dir=outbox / f"checkpoint-{assignment.round_id}",
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    if not result.finished:
+        return None
+    after = parameter_arrays(model)
+    write_delta(
+        path,
+        {name: after[name] - before[name] for name in before},
+        pivot_sha256=assignment.pivot_sha256,
+        steps=training.steps,
+        tokens=training.steps * training.batch_size * training.seq_len,
+    )
+    return path
+
+
+def score(expert: Expert, evals: Path, cache: Path) -> Scores:
+    """Measure the expert on the round's public evaluation set, once per expert and set."""
+    key = f"scores-{sha256_of(evals)[:16]}-{sha256_of(expert.directory / WEIGHTS)[:16]}.json"
+    if not (cache / key).exists():
+        model, tokenizer = expert.load()
+        domains = read_evals(evals).domains
+        asked = {
+            name: [ChoiceQuestion(q.prompt, q.options, q.answer) for q in domain.questions]
+            for name, domain in domains.items()
+        }
+        scores = Scores(
+            bpb={
+                name: bits_per_byte(model, tokenizer, domain.documents)
+                for name, domain in domains.items()
+            },
+            accuracy={
+                name: choice_accuracy(model, tokenizer, questions)
+                for name, questions in asked.items()
+                if questions
+            },
+        )
+        (cache / key).write_text(scores.model_dump_json(), encoding="utf-8")
+    return Scores.model_validate_json((cache / key).read_text(encoding="utf-8"))

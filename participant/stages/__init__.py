@@ -1,0 +1,1 @@
+"""The stages of a private expert: continual pre-training today."""

@@ -1,0 +1,155 @@
+"""Continual pre-training: the expert reads the private text, in FP8, from where it left off."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from fp8.convert import convert_to_float8_training
+from fp8.train import (
+    Progress,
+    TrainConfig,
+    TrainResult,
+    causal_lm_loss,
+    packed_batches,
+    train,
+)
+from fusion.models import (
+    ModelSpec,
+    build_model,
+    encode_documents,
+    load_model,
+    save_model,
+    train_tokenizer,
+)
+from participant.config import ModelConfig, TrainingConfig
+from participant.corpus import read_corpus
+
+
+class Expert:
+    """One private model with its tokenizer and its folder on disk.
+
+    folder/tokens.npy, folder/checkpoint/, and folder/model/ (an ordinary model directory) once
+    trained. The tokenizer is trained on the private text when there is none yet.
+    """
+
+    def __init__(self, folder: Path, corpus: Path, model: ModelConfig) -> None:
+        self._folder = folder
+        self._corpus = corpus
+        self._model = model
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def directory(self) -> Path:
+        """The last finished model."""
+        return self._folder / "model"
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a finished model to ask."""
+        return self.directory.exists()
+
+    def parameters(self) -> int:
+        """Parameters of the finished model, tied ones once."""
+        with safe_open(self.directory / "model.safetensors", framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+    def pretrain(
+        self,
+        config: TrainingConfig,
+        *,
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+    ) -> TrainResult:
+        """Train up to config.steps from the checkpoint; save the model when they are reached."""
+        model, tokenizer, tokens = self._start(config.seed)
+        convert_to_float8_training(model)
+        result = train(
+            model,
+            packed_batches(
+                tokens, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
+            ),
+            causal_lm_loss,
+            TrainConfig(
+                steps=config.steps,
+                lr=config.lr,
+                warmup_steps=config.warmup_steps,
+                decay_steps=config.decay_steps,
+                seed=config.seed,
+                checkpoint_every=config.checkpoint_every,
+            ),
+            checkpoint_dir=self._folder / "checkpoint",
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+        if result.finished:
+            self._replace_model(model, tokenizer)
+        return result
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """The last finished model, its linears in FP8 as they were trained."""
+        model, tokenizer = load_model(self.directory)
+        convert_to_float8_training(model)
+        return model.eval(), tokenizer
+
+    def _replace_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Put the new model where the old one was; a crash leaves one of the two."""
+        fresh, old = self._folder / "model.new", self._folder / "model.old"
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        save_model(model, tokenizer, fresh)
+        if self.directory.exists():
+            self.directory.rename(old)
+        fresh.rename(self.directory)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _start(
+        self, seed: int
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, NDArray[np.int64]]:
+        tokenizer_folder, tokens_file = self._folder / "tokenizer", self._folder / "tokens.npy"
+        if tokens_file.exists():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+            tokens: NDArray[np.int64] = np.load(tokens_file, allow_pickle=False)
+        else:
+            documents = read_corpus(self._corpus)
+            tokenizer = train_tokenizer(documents, self._model.vocab_size)
+            tokenizer.save_pretrained(tokenizer_folder)
+            tokens = encode_documents(tokenizer, documents)
+            partial = tokens_file.with_suffix(".partial.npy")
+            np.save(partial, tokens)
+            partial.rename(tokens_file)
+        spec = ModelSpec(**{**self._model.model_dump(), "vocab_size": len(tokenizer)})
+        return build_model(spec, seed), tokenizer, tokens
+
+
+def adapt_pivot(
+    pivot: Path,
+    corpus: Path,
+    config: TrainConfig,
+    *,
+    batch_size: int,
+    seq_len: int,
+    checkpoint_dir: Path,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> tuple[PreTrainedModel, TrainResult]:
+    """Train a copy of the pivot on the private text, with its tokenizer (weights rounds)."""
+    model, tokenizer = load_model(pivot)
+    tokens = encode_documents(tokenizer, read_corpus(corpus))
+    convert_to_float8_training(model)
+    batches = packed_batches(tokens, batch_size=batch_size, seq_len=seq_len, seed=config.seed)
+    result = train(
+        model,
+        batches,
+        causal_lm_loss,
+        config,
+        checkpoint_dir=checkpoint_dir,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    return model, result

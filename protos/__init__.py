@@ -1,0 +1,1 @@
+"""The contract between the programs: messages, round specs, errors, chunk streams. A leaf."""

@@ -1,0 +1,60 @@
+"""Strict TOML for both programs: unknown keys are errors, relative paths start at the file."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from protos.tls import TlsFiles
+
+Address = Annotated[str, StringConstraints(pattern=r"^[^:/\s]+:[0-9]{1,5}$")]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, key and cure."""
+
+
+class StrictConfig(BaseModel):
+    """Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TlsConfig(StrictConfig):
+    """[tls]: PEM files. The key was made here and stays here."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def below(self, folder: Path) -> "TlsConfig":
+        """The same files, relative paths taken from `folder`."""
+        return TlsConfig(
+            ca=folder / self.ca, certificate=folder / self.certificate, key=folder / self.key
+        )
+
+    def files(self) -> TlsFiles:
+        """The three as a channel wants them."""
+        return TlsFiles(ca=self.ca, certificate=self.certificate, key=self.key)
+
+
+def read_toml(path: Path, model: type[_Model]) -> _Model:
+    """Parse a strict TOML file.
+
+    Raises: ConfigError.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(model.model_fields)
+        raise ConfigError(f"{path}: {place}: {first['msg']} (top keys: {known})") from error

@@ -1,0 +1,84 @@
+"""The error catalogue: what a caller can be told, with the remedy. One row per error."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import grpc
+
+ERROR_KEY: Final = "cofuse-error"
+"""Trailing metadata that carries the error id, so that programs need not parse words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One error: its gRPC status and the remedy shown with it."""
+
+    status: grpc.StatusCode
+    do: str
+
+
+_S = grpc.StatusCode
+CATALOGUE: Final[dict[str, Entry]] = {
+    "not_allowed": Entry(_S.PERMISSION_DENIED, "use a certificate of a role that may do this"),
+    "no_identity": Entry(
+        _S.UNAUTHENTICATED, "present a client certificate issued by this coordinator's authority"
+    ),
+    "bad_request": Entry(_S.INVALID_ARGUMENT, "correct the field and send it again"),
+    "bad_spec": Entry(_S.INVALID_ARGUMENT, "correct the round spec and submit it again"),
+    "unknown_round": Entry(_S.NOT_FOUND, "list the rounds with: cofuse round ls"),
+    "unknown_pivot": Entry(_S.NOT_FOUND, "list the pivots with: cofuse pivot ls"),
+    "unknown_participant": Entry(
+        _S.NOT_FOUND, "let it join first (cofuse participant up), or leave it out of the spec"
+    ),
+    "unknown_artifact": Entry(_S.NOT_FOUND, "upload the file first; check its sha256"),
+    "wrong_state": Entry(_S.FAILED_PRECONDITION, "look at the round with: cofuse round show ID"),
+    "wrong_offset": Entry(_S.FAILED_PRECONDITION, "ask Stat where to go on, and go on there"),
+    "wrong_digest": Entry(
+        _S.DATA_LOSS, "the bytes on disk changed or were damaged on the way; send the file again"
+    ),
+    "truncated_upload": Entry(_S.DATA_LOSS, "ask Stat where to go on, and send the rest"),
+    "too_large": Entry(_S.RESOURCE_EXHAUSTED, "ship less (a smaller K), or ask for a higher limit"),
+    "bad_contribution": Entry(
+        _S.INVALID_ARGUMENT,
+        "make the contribution again from the assignment; the round still waits for it",
+    ),
+}
+
+
+class CofuseError(Exception):
+    """An error of the catalogue: an id, and a sentence with what was found and wanted."""
+
+    def __init__(self, error_id: str, says: str) -> None:
+        self.error_id = error_id
+        self.says = says
+        super().__init__(f"{says}. {CATALOGUE[error_id].do}.")
+
+
+class RemoteError(Exception):
+    """What the other side refused, in its words."""
+
+    def __init__(self, error_id: str, message: str) -> None:
+        self.error_id = error_id
+        super().__init__(message)
+
+
+def abort(context: Any, error: CofuseError) -> NoReturn:
+    """End the RPC with the catalogue's status, the words, and the id in trailing metadata."""
+    context.set_trailing_metadata(((ERROR_KEY, error.error_id),))
+    context.abort(CATALOGUE[error.error_id].status, str(error))
+    raise AssertionError("abort returned")
+
+
+@contextmanager
+def remote_errors() -> Iterator[None]:
+    """Turn a refusal from the other side into RemoteError; leave lost connections as they are."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        trailing: Any = getattr(error, "trailing_metadata", lambda: ())() or ()
+        for key, value in trailing:
+            if key == ERROR_KEY:
+                raise RemoteError(str(value), str(error.details())) from None
+        raise

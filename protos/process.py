@@ -1,0 +1,61 @@
+"""Child processes that never outlive their parent."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+PARENT_VARIABLE: Final = "COFUSE_PARENT_PID"
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def spawn(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    stdout: int | IO[Any] | None = subprocess.PIPE,
+    stderr: int | IO[Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> "subprocess.Popen[str]":
+    """Start `python -m module` in a process group of its own, tied to this process.
+
+    The group keeps a terminal's Ctrl-C to the parent, which ends its children in order.
+    The child's main calls die_with_parent().
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        cwd=cwd,
+        start_new_session=True,
+        env={**os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid())},
+    )
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that spawned it is gone (Linux)."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it died before the line above
+        raise SystemExit(0)
+
+
+def end(process: "subprocess.Popen[str]", grace_s: float = 10.0) -> None:
+    """SIGTERM, then SIGKILL to the whole group after `grace_s`."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,178 @@
+"""The round spec: what a researcher asks for, as strict data. Nothing in it is code."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+PivotName = Annotated[str, StringConstraints(pattern=r"^pivot-[0-9]{1,9}$")]
+
+
+class SpecError(ValueError):
+    """A round spec that cannot be run; the message names the place and the cure."""
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, values do not change, nothing is coerced from strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TrainingSpec(Strict):
+    """One training run on the coordinator (fusion) or at a participant (a weights round)."""
+
+    steps: int = Field(ge=1, le=1_000_000)
+    batch_size: int = Field(default=8, ge=1, le=4096)
+    """Sequences per step."""
+    seq_len: int = Field(default=128, ge=16, le=131_072)
+    """Tokens per sequence."""
+    lr: float = Field(gt=0, le=1.0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(default=20, ge=0)
+    decay_share: float = Field(default=0.3, ge=0, le=1)
+    """Last part of the steps, in which the rate decays (WSD schedule)."""
+
+
+class RoundSpec(Strict):
+    """One scheduled fusion. Files are paths in YAML and digests once submitted."""
+
+    name: Name
+    """A name for people; the round's id is the coordinator's."""
+    pivot: PivotName
+    """The pivot to start from."""
+    participants: tuple[Name, ...] = Field(min_length=1, max_length=1000, strict=False)
+    """Who is asked, by name. There is no "all"."""
+    kind: Literal["logits", "weights"]
+    """What each participant ships."""
+    method: Literal["unified", "pairwise", "merge"]
+    """unified: all sources in one run; pairwise: one run a source, then a merge; merge: weights."""
+    merge: Literal["linear", "task_arithmetic", "ties"] = "task_arithmetic"
+    """How copies or deltas become one (pairwise and merge)."""
+    prompts: str | None = None
+    """Public prompt set, JSON lines of {"text": ...} (logits rounds)."""
+    evals: str | None = None
+    """Held-out documents and questions by domain, JSON."""
+    top_k: int = Field(default=16, ge=1, le=1024)
+    """Log-probabilities kept per position."""
+    loss: Literal["span_kl", "infifusion"] = "span_kl"
+    routing: Literal["posterior", "uniform"] = "posterior"
+    distill_weight: float = Field(default=0.9, ge=0, le=1)
+    """lambda: share of the distillation loss; the rest is cross-entropy on the public text."""
+    merge_weight: float = Field(default=1.0, gt=0, le=10)
+    """Factor on the merged delta."""
+    training: TrainingSpec
+    controls: tuple[Literal["sft", "infifusion"], ...] = Field(default=(), strict=False)
+    """Runs on the same text, steps and seed, reported beside the pivot."""
+    quorum: int | None = Field(default=None, ge=1)
+    """Contributions needed at the deadline; default: every participant's."""
+    deadline_minutes: float = Field(default=60, gt=0, le=60 * 24 * 30)
+    """From approval until the last contribution may arrive."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.participants)) != len(self.participants):
+            raise ValueError("participants: a name stands twice; name each once")
+        if (self.kind == "weights") != (self.method == "merge"):
+            raise ValueError(
+                f"kind {self.kind!r} does not go with method {self.method!r}: "
+                "logits takes unified or pairwise, weights takes merge"
+            )
+        if self.kind == "logits" and self.prompts is None:
+            raise ValueError("prompts: a logits round needs a public prompt set; give its file")
+        if self.quorum is not None and self.quorum > len(self.participants):
+            raise ValueError(
+                f"quorum: {self.quorum} is more than the {len(self.participants)} participants"
+            )
+        return self
+
+    @property
+    def needed(self) -> int:
+        """Contributions without which the round fails at its deadline."""
+        return self.quorum or len(self.participants)
+
+
+def parse_spec(text: str) -> RoundSpec:
+    """Read the canonical JSON of a spec whose files are pinned as sha256:<digest>."""
+    try:
+        spec = RoundSpec.model_validate(json.loads(text))
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise SpecError(_first_message(error)) from error
+    for field in ("prompts", "evals"):
+        value = getattr(spec, field)
+        if value is not None and not _is_digest(value):
+            raise SpecError(
+                f"{field}: found {value!r}, wanted sha256:<64 hex digits>; "
+                "the SDK uploads the file and pins it"
+            )
+    return spec
+
+
+def load_spec(path: Path) -> RoundSpec:
+    """Read a spec from YAML.
+
+    Raises: SpecError with file, line and cure for unknown keys, wrong types and broken YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SpecError(f"{path}: found no keys, wanted a round spec; see examples/")
+    try:
+        return RoundSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        line = _line_of(root, first["loc"])
+        raise SpecError(f"{path}:{line}: {_first_message(error)}") from error
+
+
+def _is_digest(value: str) -> bool:
+    head, _, digest = value.partition(":")
+    return head == "sha256" and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
+
+
+def _first_message(error: json.JSONDecodeError | ValidationError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"the spec is not JSON: {error}"
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = TrainingSpec if first["loc"][0] == "training" else RoundSpec
+        close = difflib.get_close_matches(str(first["loc"][-1]), known.model_fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known.model_fields)}"
+        return f"unknown key {place!r}; {hint}"
+    found = f", found {first['input']!r:.80}" if place and first["type"] != "missing" else ""
+    return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _line_of(node: Any, path: tuple[int | str, ...]) -> int:
+    """Line of the deepest key of `path` that the document holds, counted from 1."""
+    line: int = node.start_mark.line + 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pairs = {key.value: (key, value) for key, value in node.value}
+            if part not in pairs:
+                break
+            key, node = pairs[part]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line

@@ -1,0 +1,155 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from fusion_factories import build, cut_at, vocabulary_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusion.align import align, coverage, map_ids, row_starts, vocabulary
+from fusion.codec import LogitContribution
+from fusion.extract import extract_logits
+from fusion.models import ModelSpec, build_model, train_tokenizer
+
+PLACES = st.sets(st.integers(0, 12))
+
+
+@st.composite
+def two_cuts(draw: st.DrawFn) -> tuple[LogitContribution, LogitContribution]:
+    # Text, not letters: a cut may fall inside a character.
+    docs = [text.encode() for text in draw(st.lists(st.text(max_size=5), min_size=1, max_size=4))]
+    mine = [cut_at(doc, draw(PLACES)) for doc in docs]
+    theirs = [cut_at(doc, draw(PLACES)) for doc in docs]
+    return (
+        build(mine, vocabulary_of(mine), top_k=1)[0],
+        build(theirs, vocabulary_of(theirs), top_k=1)[0],
+    )
+
+
+def read_before(c: LogitContribution) -> list[tuple[int, bytes]]:
+    """Of every row: its document, and the bytes that the model has read when it predicts."""
+    table, out = vocabulary(c), []
+    for doc, (start, end) in enumerate(pairwise(c.doc_offsets.tolist())):
+        tokens = [table[i] for i in c.token_ids[start:end]]
+        for k in range(end - start):
+            # The eos row has read the whole document and is told from an empty one's by `done`.
+            out.append((doc, b"".join(tokens[:k])))
+    return out
+
+
+@given(two_cuts())
+def test_rows_are_paired_exactly_when_they_have_read_the_same_bytes(
+    pair: tuple[LogitContribution, LogitContribution],
+) -> None:
+    student, teacher = pair
+    mine, theirs = read_before(student), read_before(teacher)
+    wanted = [(s, t) for t, b in enumerate(theirs) for s, a in enumerate(mine) if a == b]
+    found = align(student, teacher)
+    assert list(zip(found.student_rows, found.teacher_rows, strict=True)) == wanted
+
+
+@given(two_cuts())
+def test_a_chunk_is_the_same_bytes_on_both_sides_and_chunks_cover_everything(
+    pair: tuple[LogitContribution, LogitContribution],
+) -> None:
+    student, teacher = pair
+    mine, theirs = vocabulary(student), vocabulary(teacher)
+    found = align(student, teacher)
+    for s, s_end, t, t_end in zip(
+        found.student_rows,
+        found.student_ends,
+        found.teacher_rows,
+        found.teacher_ends,
+        strict=True,
+    ):
+        left = b"".join(mine[i] for i in student.token_ids[s:s_end])
+        right = b"".join(theirs[i] for i in teacher.token_ids[t:t_end])
+        assert left == right
+        # eos with eos, and with nothing else
+        assert (student.token_ids[s:s_end] == 0).sum() == (teacher.token_ids[t:t_end] == 0).sum()
+        assert left or (s_end - s == t_end - t == 1)
+    assert (found.student_ends - found.student_rows).sum() == student.header.positions
+    assert (found.teacher_ends - found.teacher_rows).sum() == teacher.header.positions
+
+
+def test_rows_are_aligned_by_what_they_predict_from_not_by_the_token_they_predict() -> None:
+    # The same token "c" is read at row 1 by one and at row 2 by the other: both have read "ab".
+    mine, theirs = [[b"ab", b"c"]], [[b"a", b"b", b"c"]]
+    found = align(
+        build(mine, vocabulary_of(mine), top_k=1)[0],
+        build(theirs, vocabulary_of(theirs), top_k=1)[0],
+    )
+    assert found.student_rows.tolist() == [0, 1, 2]
+    assert found.teacher_rows.tolist() == [0, 2, 3]
+    assert found.teacher_ends.tolist() == [2, 3, 4]
+
+
+def test_contributions_on_other_documents_are_refused() -> None:
+    one, other = [[b"ab"]], [[b"a", b"bc"]]
+    with pytest.raises(ValueError, match="one prompt set"):
+        align(
+            build(one, vocabulary_of(one), top_k=1)[0],
+            build(other, vocabulary_of(other), top_k=1)[0],
+        )
+
+
+def test_equally_long_prompt_sets_with_other_documents_are_refused() -> None:
+    one, other = [[b"ab"], [b"c"]], [[b"a"], [b"bc"]]
+    with pytest.raises(ValueError, match="one prompt set"):
+        align(
+            build(one, vocabulary_of(one), top_k=1)[0],
+            build(other, vocabulary_of(other), top_k=1)[0],
+        )
+
+
+def test_ids_map_by_bytes_and_eos_maps_to_eos_whatever_its_number() -> None:
+    student, _ = build([[b"a"]], [b"", b"a", b"b", b"cd"], top_k=1)
+    teacher, _ = build([[b"a"]], [b"cd", b"x", b"a", b"", b"c", b"bb"], top_k=1, eos=3)
+    assert map_ids(student, teacher).tolist() == [3, -1, 1, 0, -1, -1]
+    assert map_ids(student, teacher, [9, -1, 9, 9, -1, 2]).tolist() == [3, -1, 1, 0, -1, 2]
+
+
+def test_padding_ids_without_bytes_map_to_nothing() -> None:
+    student, _ = build([[b"a"]], [b"", b"a", b"", b""], top_k=1)
+    teacher, _ = build([[b"a"]], [b"", b"a", b"", b"", b""], top_k=1)
+    assert map_ids(student, teacher).tolist() == [0, 1, -1, -1, -1]
+
+
+def test_row_starts_grow_by_the_bytes_and_by_one_per_document() -> None:
+    cuts = [[b"ab", b"c"], [], [b"d"]]
+    contribution, _ = build(cuts, vocabulary_of(cuts), top_k=1)
+    assert row_starts(contribution).tolist() == [0, 2, 3, 4, 5, 6]
+
+
+def test_byte_alignment_compares_far_more_rows_than_positions_do() -> None:
+    words = [
+        *("acute", "chronic", "valve", "stenosis", "neuropathy", "of", "the"),
+        *("left", "right", "unspecified", "lower", "due", "to", "code", "I63.9", "C50"),
+    ]
+    rng = np.random.default_rng(0)
+    docs = [" ".join(rng.choice(words, 12)) + " caf\u00e9 \U0001f600." for _ in range(30)]
+    tokenizers = [train_tokenizer(docs, 400), train_tokenizer(docs[:3], 330)]
+    spec = {"architecture": "llama", "hidden_size": 16, "layers": 1, "heads": 2}
+    student, teacher = (
+        extract_logits(
+            build_model(ModelSpec(vocab_size=len(t), **spec), 0),  # type: ignore[arg-type]
+            t,
+            docs,
+            top_k=4,
+            prompt_set_sha256="a" * 64,
+            model_sha256="b" * 64,
+        )
+        for t in tokenizers
+    )
+    by_position = sum(
+        int(np.equal(a, b).sum())
+        for a, b in zip(_starts_by_doc(student), _starts_by_doc(teacher), strict=True)
+    )
+    rows = student.header.positions
+    assert coverage(align(student, teacher), rows) > 0.9
+    assert by_position / rows < 0.3
+
+
+def _starts_by_doc(c: LogitContribution) -> list[np.ndarray]:
+    starts = np.split(row_starts(c), c.doc_offsets[1:-1])
+    return [np.pad(s - s[0], (0, 400 - len(s)), constant_values=-len(s)) for s in starts]

@@ -1,0 +1,47 @@
+"""A coordinator that serves on loopback, and identities of its authority."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.config import CoordinatorConfig
+from coordinator.main import serving
+from protos.config import TlsConfig
+from protos.tls import TlsFiles
+from trust.ca import Role, create_authority, new_identity, sign_request
+
+MakeIdentity = Callable[[Role, str], TlsFiles]
+
+
+@pytest.fixture
+def identities(tmp_path: Path) -> MakeIdentity:
+    """Make certificates of one authority."""
+    authority = tmp_path / "ca"
+    create_authority(authority, "test")
+
+    def make(role: Role, name: str) -> TlsFiles:
+        home = tmp_path / f"{role}-{name}"
+        request = new_identity(home, role, name)
+        certificate = sign_request(authority, request, role=role, name=name)
+        (home / "certificate.pem").write_bytes(certificate)
+        return TlsFiles(
+            ca=authority / "ca.pem", certificate=home / "certificate.pem", key=home / "key.pem"
+        )
+
+    return make
+
+
+@pytest.fixture
+def address(tmp_path: Path, identities: MakeIdentity) -> Iterator[str]:
+    """Serve a coordinator whose rounds wait for an operator; yield its address."""
+    files = identities("coordinator", "coordinator")
+    config = CoordinatorConfig(
+        listen="127.0.0.1:0",
+        engine_listen="127.0.0.1:0",
+        data_dir=tmp_path / "data",
+        max_upload_bytes=50_000_000,
+        tls=TlsConfig(ca=files.ca, certificate=files.certificate, key=files.key),
+    )
+    with serving(config) as running:
+        yield running.address

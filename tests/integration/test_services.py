@@ -1,0 +1,376 @@
+"""The services over real mutual TLS: who may do what, and what bad input is told."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cofuse.sdk import Coordinator
+from coordinator.access import ROLES
+from fusion.codec import read_logits, write_logits
+from fusion.extract import extract_logits
+from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
+from participant.client import Client
+from protos.chunks import put_requests, sha256_of
+from protos.errors import RemoteError, remote_errors
+from protos.public_sets import write_prompts
+from protos.spec import RoundSpec
+from protos.tls import TlsFiles, dial
+from protos.v1 import fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
+from tests.integration.conftest import MakeIdentity
+
+TEXTS = ["Aortic valve stenosis is a narrowing.", "Atrial fibrillation is an arrhythmia."]
+
+
+@pytest.fixture
+def researcher(address: str, identities: MakeIdentity) -> Iterator[Coordinator]:
+    with _sdk(address, identities("researcher", "ada")) as sdk:
+        yield sdk
+
+
+@pytest.fixture
+def operator(address: str, identities: MakeIdentity) -> Iterator[Coordinator]:
+    with _sdk(address, identities("operator", "grace")) as sdk:
+        yield sdk
+
+
+@pytest.fixture
+def participant(address: str, identities: MakeIdentity) -> Iterator[Client]:
+    client = Client(address, identities("participant", "st-mary"))
+    client.join("test")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Path:
+    folder = tmp_path / "public"
+    folder.mkdir()
+    write_prompts(folder / "prompts.jsonl", TEXTS)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    tokenizer = train_tokenizer(TEXTS, 300)
+    spec = ModelSpec(
+        architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=len(tokenizer)
+    )
+    built = build_model(spec, 0)
+    save_model(built, tokenizer, tmp_path / "model")
+    return built, tokenizer
+
+
+@pytest.fixture
+def round_id(
+    operator: Coordinator, researcher: Coordinator, participant: Client, public: Path, model: Any
+) -> str:
+    """A round that collects; its scheduler does not run, so nothing moves by itself."""
+    operator.import_pivot("pivot-0", public.parent / "model")
+    return researcher.submit(_spec(), folder=public)
+
+
+def _sdk(address: str, files: TlsFiles) -> Coordinator:
+    return Coordinator(address, ca=files.ca, certificate=files.certificate, key=files.key)
+
+
+def _spec(**change: Any) -> RoundSpec:
+    values = {
+        "name": "first",
+        "pivot": "pivot-0",
+        "participants": ("st-mary",),
+        "kind": "logits",
+        "method": "unified",
+        "prompts": "prompts.jsonl",
+        "top_k": 4,
+        "training": {"steps": 1, "lr": 0.001},
+        **change,
+    }
+    return RoundSpec.model_validate(values)
+
+
+# ------------------------------------------------------------------------------ who may do what
+
+
+@pytest.mark.parametrize("role", ["participant", "researcher", "operator"])
+def test_the_role_table_is_what_the_wire_does(
+    address: str, identities: MakeIdentity, role: Any
+) -> None:
+    channel = dial(address, identities(role, "somebody"))
+    for method, allowed in ROLES.items():
+        call = channel.unary_unary(method)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"\xff\xff", timeout=10)  # no message of any method: who may call hears of that
+        denied = caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert denied == (role not in allowed), method
+    channel.close()
+
+
+def test_a_certificate_of_another_authority_gets_no_answer(
+    address: str, tmp_path: Path, identities: MakeIdentity
+) -> None:
+    from trust.ca import create_authority, new_identity, sign_request
+
+    other, home = tmp_path / "other", tmp_path / "stranger"
+    create_authority(other, "other")
+    request = new_identity(home, "researcher", "eve")
+    (home / "certificate.pem").write_bytes(
+        sign_request(other, request, role="researcher", name="eve")
+    )
+    files = TlsFiles(
+        ca=identities("researcher", "x").ca,
+        certificate=home / "certificate.pem",
+        key=home / "key.pem",
+    )
+    with _sdk(address, files) as sdk, pytest.raises(grpc.RpcError) as caught:
+        sdk.rounds()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_participant_cannot_read_what_another_one_shipped(
+    address: str, identities: MakeIdentity, tmp_path: Path
+) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(b"logits")
+    sha256 = sha256_of(path)
+    channels = {name: dial(address, identities("participant", name)) for name in ("a", "b")}
+    stubs = {name: transfer_pb2_grpc.TransferStub(channel) for name, channel in channels.items()}
+    stubs["a"].Put(put_requests(path, sha256, transfer_pb2.CONTRIBUTION, 0))
+    for name in ("a", "b"):
+        with pytest.raises(RemoteError, match="no file"), remote_errors():
+            list(stubs[name].Get(transfer_pb2.GetRequest(sha256=sha256)))
+    assert not stubs["b"].Stat(transfer_pb2.StatRequest(sha256=sha256)).complete
+    for kind in (transfer_pb2.PIVOT, transfer_pb2.PROMPTS):
+        with pytest.raises(RemoteError, match="may not put"), remote_errors():
+            stubs["a"].Put(put_requests(path, sha256, kind, 0))
+    for channel in channels.values():
+        channel.close()
+
+
+# ---------------------------------------------------------------------------------- submitting
+
+
+def test_a_round_is_submitted_once_and_waits_for_the_operator(
+    researcher: Coordinator, operator: Coordinator, round_id: str, public: Path
+) -> None:
+    again = [researcher.submit(_spec(), folder=public, request_id="same") for _ in range(2)]
+    assert again[0] == again[1] != round_id
+    assert researcher.round(round_id).state == "SUBMITTED"
+    with pytest.raises(RemoteError, match="not for the role researcher"):
+        researcher.approve(round_id)
+    assert operator.approve(round_id).state == "APPROVED"
+    assert researcher.cancel(round_id).state == "CANCELLED"
+    with pytest.raises(RemoteError, match="final"):
+        researcher.cancel(round_id)
+
+
+@pytest.mark.parametrize(
+    ("change", "error_id"),
+    [
+        ({"pivot": "pivot-7"}, "unknown_pivot"),
+        ({"participants": ("nobody",)}, "unknown_participant"),
+        ({"prompts": "sha256:" + "0" * 64}, "unknown_artifact"),
+    ],
+)
+def test_a_spec_that_names_what_is_not_there_is_refused(
+    researcher: Coordinator, round_id: str, public: Path, change: dict[str, Any], error_id: str
+) -> None:
+    with pytest.raises(RemoteError) as caught:
+        researcher.submit(_spec(**change), folder=public)
+    assert caught.value.error_id == error_id
+
+
+def test_an_unknown_key_in_a_spec_is_refused_by_the_server_too(
+    address: str, identities: MakeIdentity, round_id: str
+) -> None:
+    channel = dial(address, identities("researcher", "raw"))
+    call = channel.unary_unary(
+        "/cofuse.v1.Research/SubmitRound",
+        request_serializer=research_pb2.SubmitRoundRequest.SerializeToString,
+    )
+    values = {**json.loads(_spec().model_dump_json()), "run_code": "import os"}
+    request = research_pb2.SubmitRoundRequest(spec_json=json.dumps(values), request_id="x")
+    with pytest.raises(RemoteError, match="unknown key 'run_code'"), remote_errors():
+        call(request)
+    channel.close()
+
+
+# ------------------------------------------------------------------------------- contributions
+
+
+def _collect(operator: Coordinator, round_id: str, tmp_path: Path) -> None:
+    """Bring the round to COLLECTING, as the scheduler would."""
+    from coordinator.rounds import Event
+    from coordinator.store import Store
+
+    operator.approve(round_id)
+    store = Store.at(tmp_path / "data" / "coordinator.sqlite")
+    store.advance(round_id, Event.ISSUE)
+    store.assign(round_id, ["st-mary"])
+
+
+def _contribution(tmp_path: Path, model: Any, public: Path, top_k: int = 4) -> Path:
+    path = tmp_path / "logits.safetensors"
+    digest = sha256_of(public / "prompts.jsonl")
+    arrays = extract_logits(
+        *model, TEXTS, top_k=top_k, prompt_set_sha256=digest, model_sha256="0" * 64
+    )
+    write_logits(path, arrays)
+    return path
+
+
+def _spoil(path: Path, kind: str) -> None:
+    """Damage a good contribution in one way."""
+    whole = read_logits(path)
+    arrays = {
+        name: np.array(getattr(whole, name))
+        for name in whole.__dataclass_fields__
+        if name != "header"
+    }
+    if kind == "nan":
+        arrays["tail_logprob"][3] = np.nan
+    elif kind == "vocabulary":
+        arrays["topk_ids"][0, 0] = whole.header.vocab_size
+    elif kind == "spelling":
+        arrays["vocab_bytes"][:] = 65
+    import dataclasses
+
+    metadata = {
+        "format": "LogitHeader",
+        "header": json.dumps(dataclasses.asdict(whole.header)),
+    }
+    save_file(arrays, path, metadata=metadata)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("nan", "not_finite"),
+        ("vocabulary", "id_out_of_vocabulary"),
+        ("truncated", "truncated"),
+        ("spelling", "spell"),
+    ],
+)
+def test_a_bad_contribution_is_refused_and_a_good_one_is_still_welcome(
+    operator: Coordinator,
+    participant: Client,
+    round_id: str,
+    tmp_path: Path,
+    model: Any,
+    public: Path,
+    kind: str,
+    says: str,
+) -> None:
+    _collect(operator, round_id, tmp_path)
+    path = _contribution(tmp_path, model, public)
+    _spoil(path, kind)
+    participant.put(path, sha256_of(path))
+    with pytest.raises(RemoteError, match=says) as caught:
+        participant.commit(round_id, sha256_of(path), path.stat().st_size)
+    assert caught.value.error_id == "bad_contribution"
+    assert "still waits" in str(caught.value)
+    good = _contribution(tmp_path, model, public)
+    participant.put(good, sha256_of(good))
+    receipt = participant.commit(round_id, sha256_of(good), good.stat().st_size)
+    assert receipt.sha256 == sha256_of(good)
+    assert participant.commit(round_id, sha256_of(good), good.stat().st_size) == receipt
+    assert operator.round(round_id).contributions[0].status == "committed"
+
+
+def test_a_wrong_k_is_refused(
+    operator: Coordinator,
+    participant: Client,
+    round_id: str,
+    tmp_path: Path,
+    model: Any,
+    public: Path,
+) -> None:
+    _collect(operator, round_id, tmp_path)
+    path = _contribution(tmp_path, model, public, top_k=5)
+    participant.put(path, sha256_of(path))
+    with pytest.raises(RemoteError, match=r"wrong_k.*asks for 4"):
+        participant.commit(round_id, sha256_of(path), path.stat().st_size)
+
+
+def test_a_commit_without_an_upload_or_to_a_closed_round_is_refused(
+    operator: Coordinator, participant: Client, round_id: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RemoteError) as caught:
+        participant.commit(round_id, "0" * 64, 5)
+    assert caught.value.error_id == "unknown_artifact"
+
+
+def test_an_upload_cut_short_resumes_and_a_wrong_digest_is_refused(
+    address: str, identities: MakeIdentity, tmp_path: Path
+) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(np.random.default_rng(0).bytes(9_000_000))
+    sha256 = sha256_of(path)
+    channel = dial(address, identities("participant", "a"))
+    stub = transfer_pb2_grpc.TransferStub(channel)
+
+    def cut() -> Iterator[transfer_pb2.PutRequest]:
+        requests = put_requests(path, sha256, transfer_pb2.CONTRIBUTION, 0)
+        yield next(requests)
+        yield next(requests)
+
+    with pytest.raises(RemoteError) as caught, remote_errors():
+        stub.Put(cut())
+    assert caught.value.error_id == "truncated_upload"
+    status = stub.Stat(transfer_pb2.StatRequest(sha256=sha256))
+    assert (status.complete, status.received_bytes) == (False, 4 * 1024 * 1024)
+    rest = put_requests(path, sha256, transfer_pb2.CONTRIBUTION, status.received_bytes)
+    assert stub.Put(rest).complete
+
+    wrong = hashlib.sha256(b"something else").hexdigest()
+    with pytest.raises(RemoteError) as caught, remote_errors():
+        stub.Put(put_requests(path, wrong, transfer_pb2.CONTRIBUTION, 0))
+    assert caught.value.error_id == "wrong_digest"
+    assert stub.Stat(transfer_pb2.StatRequest(sha256=wrong)).received_bytes == 0
+    channel.close()
+
+
+def test_a_file_larger_than_the_limit_is_refused_before_its_bytes(
+    address: str, identities: MakeIdentity, tmp_path: Path
+) -> None:
+    channel = dial(address, identities("participant", "a"))
+    header = transfer_pb2.PutHeader(
+        sha256="0" * 64, size_bytes=10**12, kind=transfer_pb2.CONTRIBUTION
+    )
+    stub = transfer_pb2_grpc.TransferStub(channel)
+    with pytest.raises(RemoteError) as caught, remote_errors():
+        stub.Put(iter([transfer_pb2.PutRequest(header=header)]))
+    assert caught.value.error_id == "too_large"
+    channel.close()
+
+
+@pytest.mark.parametrize("sha256", ["", "../../etc/passwd", "0" * 63, "\x00" * 64, "A" * 64])
+def test_a_name_that_is_no_digest_is_refused_everywhere(
+    address: str, identities: MakeIdentity, sha256: str
+) -> None:
+    files = identities("participant", "a")
+    channel = dial(address, files)
+    stub = transfer_pb2_grpc.TransferStub(channel)
+    with pytest.raises(RemoteError), remote_errors():
+        stub.Stat(transfer_pb2.StatRequest(sha256=sha256))
+    with pytest.raises(RemoteError), remote_errors():
+        list(stub.Get(transfer_pb2.GetRequest(sha256=sha256)))
+    client = Client(Path(files.ca).name and address, files)
+    with pytest.raises(RemoteError):
+        client.commit("rnd-1", sha256, 1)
+    client.close()
+    channel.close()
+
+
+def test_joining_twice_is_one_participant(researcher: Coordinator, participant: Client) -> None:
+    assert participant.join("again") == participant.join("and again")
+    assert list(researcher.participants()) == ["st-mary"]
+    assert fleet_pb2.JoinRequest().software_version == ""

@@ -1,0 +1,1 @@
+"""Identity: certificate authority and the names inside certificates."""

@@ -1,0 +1,303 @@
+"""Who is who: a small certificate authority, and the identity that a certificate states.
+
+Every private key is made in the folder where it stays; only a signing request leaves it. The keys
+are P-384, because the engine signs its calls with the same key that the TLS certificate binds.
+The authority states one thing about a key: the URI cofuse://<role>/<name>.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final, Literal, TypeGuard, get_args
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+Role = Literal["participant", "researcher", "operator", "coordinator"]
+
+AUTHORITY_KEY: Final = "ca.key"
+AUTHORITY_CERTIFICATE: Final = "ca.pem"
+KEY: Final = "key.pem"
+REQUEST: Final = "request.csr"
+AUTHORITY_DAYS: Final = 3650
+# Clocks of two institutions differ; a certificate is valid a little before it was made.
+CLOCK_SKEW: Final = timedelta(minutes=5)
+
+_NAME: Final = re.compile(r"[a-z0-9-]{1,40}")
+_IDENTITY: Final = re.compile(r"cofuse://([a-z]+)/([a-z0-9-]{1,40})")
+
+
+class IdentityError(ValueError):
+    """A name, request or certificate does not state a usable identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a certificate of the authority says about the holder of its key."""
+
+    role: Role
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """The identity as it stands in the certificate's subject alternative names."""
+        return f"cofuse://{self.role}/{self.name}"
+
+
+def create_authority(directory: Path, name: str) -> None:
+    """Make the authority's key (mode 0600) and its own certificate in directory.
+
+    Raises: FileExistsError when a key is there already; it is never overwritten.
+    """
+    key = _new_key(directory / AUTHORITY_KEY, _checked_name(name))
+    subject = _subject(name)
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + timedelta(days=AUTHORITY_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    (directory / AUTHORITY_CERTIFICATE).write_bytes(pem)
+
+
+def new_identity(directory: Path, role: Role, name: str) -> bytes:
+    """Make key.pem (mode 0600) and request.csr in directory; return the request, in PEM.
+
+    Raises: FileExistsError when a key is there already; it is never overwritten.
+        IdentityError when the role or the name is not allowed.
+    """
+    identity = _checked_identity(role, name)
+    key = _new_key(directory / KEY, name)
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(_subject(name))
+        .add_extension(_alternative_names(identity, ()), critical=False)
+        .sign(key, hashes.SHA384())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    (directory / REQUEST).write_bytes(request)
+    return request
+
+
+def sign_request(
+    authority: Path,
+    request: bytes,
+    *,
+    role: Role,
+    name: str,
+    days: int = 365,
+    hosts: Sequence[str] = ("localhost", "127.0.0.1"),
+) -> bytes:
+    """Issue the certificate that the authority's operator means to give: to role and name.
+
+    Args: authority: the folder of create_authority. request: a CSR in PEM. hosts: DNS names and
+        addresses of a server; only a coordinator is one, every other role is a client.
+    Returns: the certificate, in PEM; it ends before the authority's own does.
+    Raises: IdentityError when the request is not readable, is not signed by its own key, has a
+        key that is not P-384, or asks for another identity than the one named here.
+    """
+    identity = _checked_identity(role, name)
+    public_key = _key_of_request(request, identity)
+    authority_key, authority_certificate = _load_authority(authority)
+    serves = role == "coordinator"
+    usage = ExtendedKeyUsageOID.SERVER_AUTH if serves else ExtendedKeyUsageOID.CLIENT_AUTH
+    now = datetime.now(UTC)
+    ends = min(now + timedelta(days=days), authority_certificate.not_valid_after_utc)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_subject(name))
+        .issuer_name(authority_certificate.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(ends)
+    )
+    names = _alternative_names(identity, hosts if serves else ())
+    for extension, critical in _leaf_extensions(public_key, authority_key, usage):
+        builder = builder.add_extension(extension, critical=critical)
+    certificate = builder.add_extension(names, critical=False).sign(authority_key, hashes.SHA384())
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def identity_of(certificate: bytes) -> Identity:
+    """Read the identity out of a certificate, in PEM or DER.
+
+    The chain is not checked here: TLS has done that before a certificate gets this far.
+    Raises: IdentityError when it does not state exactly one identity.
+    """
+    leaf = _load_certificate(certificate)
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise IdentityError(_no_identity([])) from None
+    return _parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
+
+
+def public_key_bytes(certificate: bytes) -> bytes:
+    """The certificate's public key in PEM, as the engine wants it to register a node."""
+    key = _load_certificate(certificate).public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.PEM, form)
+
+
+def fingerprint(certificate: bytes) -> str:
+    """Lower-case hex of the SHA-256 of the certificate's DER: what two people read out aloud."""
+    return _load_certificate(certificate).fingerprint(hashes.SHA256()).hex()
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise IdentityError(
+            f"found the name {name!r}, wanted 1 to 40 of the characters a-z, 0-9 and '-': "
+            "choose another name"
+        )
+    return name
+
+
+def _is_role(role: str) -> TypeGuard[Role]:
+    return role in get_args(Role)
+
+
+def _checked_identity(role: str, name: str) -> Identity:
+    if not _is_role(role):
+        raise IdentityError(f"found the role {role!r}, wanted one of {', '.join(get_args(Role))}")
+    return Identity(role, _checked_name(name))
+
+
+def _parse_identity(uris: Sequence[str]) -> Identity:
+    match = _IDENTITY.fullmatch(uris[0]) if len(uris) == 1 else None
+    if match is None or not _is_role(match[1]):
+        raise IdentityError(_no_identity(uris))
+    return Identity(match[1], match[2])
+
+
+def _no_identity(uris: Sequence[str]) -> str:
+    return (
+        f"found the URIs {list(uris)}, wanted exactly one of the form cofuse://<role>/<name>: "
+        "ask the operator of the coordinator to issue the certificate again"
+    )
+
+
+def _load_certificate(certificate: bytes) -> x509.Certificate:
+    is_pem = certificate.lstrip().startswith(b"-----BEGIN")
+    load = x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate
+    try:
+        return load(certificate)
+    except ValueError as error:
+        raise IdentityError(
+            f"found {len(certificate)} bytes that are no X.509 certificate, wanted PEM or DER"
+        ) from error
+
+
+def _key_of_request(request: bytes, identity: Identity) -> ec.EllipticCurvePublicKey:
+    try:
+        csr = x509.load_pem_x509_csr(request)
+        names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise IdentityError(
+            "found a signing request that cannot be read, or that names nobody; wanted the "
+            f"{REQUEST} that enrolment wrote: send that file again"
+        ) from error
+    asked = _parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
+    if asked != identity:
+        raise IdentityError(
+            f"found a request for {asked.uri}, wanted {identity.uri}: check with the applicant"
+        )
+    key = csr.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise IdentityError("found a request with another key than P-384, which the engine needs")
+    if not csr.is_signature_valid:
+        raise IdentityError("found a request that its own key has not signed: ask for a new one")
+    return key
+
+
+def _load_authority(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = serialization.load_pem_private_key((directory / AUTHORITY_KEY).read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key, _load_certificate((directory / AUTHORITY_CERTIFICATE).read_bytes())
+
+
+def _new_key(path: Path, name: str) -> ec.EllipticCurvePrivateKey:
+    """Make a key and write it, whole or not at all, and only where no key is yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)  # unlike a rename, a link refuses to replace what is there
+    except FileExistsError:
+        raise FileExistsError(
+            f"found a key for {name} at {path}, wanted none: keep it, or move it away to start anew"
+        ) from None
+    finally:
+        draft.unlink()
+    return key
+
+
+def _subject(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _alternative_names(identity: Identity, hosts: Sequence[str]) -> x509.SubjectAlternativeName:
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
+    return x509.SubjectAlternativeName(names + [_host_name(host) for host in hosts])
+
+
+def _host_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _leaf_extensions(
+    public_key: ec.EllipticCurvePublicKey,
+    authority_key: ec.EllipticCurvePrivateKey,
+    usage: ObjectIdentifier,
+) -> list[tuple[x509.ExtensionType, bool]]:
+    """Each extension of a holder's certificate, and whether it is critical."""
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+    return [
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_key_usage(signs_certificates=False), True),
+        (x509.ExtendedKeyUsage([usage]), False),
+        (x509.SubjectKeyIdentifier.from_public_key(public_key), False),
+        (issuer, False),
+    ]
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
