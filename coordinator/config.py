@@ -15,6 +15,8 @@ class CoordinatorConfig(StrictConfig):
     """host:port of the gRPC services, mutual TLS. Port 0 picks a free one."""
     engine_listen: Address = "127.0.0.1:9443"
     """host:port of the engine's public port, mutual TLS."""
+    engine_advertise: Address | None = None
+    """What participants are told to dial instead, when a proxy or NAT stands before it."""
     data_dir: Path
     """Database, artifacts and job folders."""
     approval: Literal["operator", "auto"] = "operator"

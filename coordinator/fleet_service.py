@@ -21,10 +21,18 @@ from trust.ca import public_key_bytes
 class FleetService(fleet_pb2_grpc.FleetServicer):
     """Join and CommitContribution."""
 
-    def __init__(self, store: Store, artifacts: Artifacts, engine: Engine) -> None:
+    def __init__(
+        self,
+        store: Store,
+        artifacts: Artifacts,
+        engine: Engine,
+        *,
+        engine_advertise: str | None = None,
+    ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._engine = engine
+        self._engine_advertise = engine_advertise
 
     def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinReply:
         """Bind the key of the caller's certificate to its node in the engine."""
@@ -32,7 +40,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             name = caller(context).name
             key = public_key_bytes(context.auth_context()["x509_pem_cert"][0])
             self._store.upsert_participant(name, self._engine.register(name, key), key)
-            return pb.JoinReply(engine_address=self._engine.public_address)
+            address = self._engine_advertise or self._engine.public_address
+            return pb.JoinReply(engine_address=address)
         except CofuseError as error:
             abort(context, error)
 

@@ -67,7 +67,8 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         interceptors=[RoleInterceptor()],
         options=SERVER_OPTIONS,
     )
-    fleet_pb2_grpc.add_FleetServicer_to_server(FleetService(store, artifacts, engine), server)
+    fleet = FleetService(store, artifacts, engine, engine_advertise=config.engine_advertise)
+    fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
     transfer_pb2_grpc.add_TransferServicer_to_server(
         TransferService(artifacts, store, config.max_upload_bytes), server
     )

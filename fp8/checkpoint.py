@@ -57,7 +57,8 @@ def save(
 ) -> Path:
     """Write checkpoint step-N durably, then remove the older ones. Returns its directory."""
     target, draft = folder / f"step-{at.step}", folder / f"draft-{at.step}"
-    shutil.rmtree(draft, ignore_errors=True)
+    for left_by_a_kill in folder.glob("draft-*"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     draft.mkdir(parents=True)
     save_file(_detached(model_state(model)), draft / MODEL_FILE)
     save_file(_detached(optimizer_state(model, optimizer)), draft / OPTIMIZER_FILE)

@@ -73,10 +73,10 @@ class _Matmul(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TK: Tensor, weight: Tensor, w_NK: Tensor, recipe: BlockScaling
+        ctx: Any, x_TK: Tensor, _weight: Tensor, w_NK: Tensor, recipe: BlockScaling
     ) -> Tensor:
         ctx.save_for_backward(x_TK, w_NK)
-        ctx.recipe, ctx.weight_dtype = recipe, weight.dtype
+        ctx.recipe = recipe
         return _gemm(fake_quantize(x_TK, recipe), w_NK.t(), recipe).to(x_TK.dtype)
 
     @staticmethod
@@ -85,10 +85,11 @@ class _Matmul(torch.autograd.Function):
         x_TK, w_NK = ctx.saved_tensors
         recipe, dx_TK, dw_NK = ctx.recipe, None, None
         if ctx.needs_input_grad[0]:
-            dx_TK = _gemm(fake_quantize(g_TN, recipe), w_NK, recipe).to(x_TK.dtype)
+            dx_TK = _gemm(fake_quantize(g_TN, recipe), w_NK, recipe)
         if ctx.needs_input_grad[1]:
             g_NT = fake_quantize(g_TN, recipe, dim=0).t()
-            dw_NK = _gemm(g_NT, fake_quantize(x_TK, recipe, dim=0), recipe).to(ctx.weight_dtype)
+            dw_NK = _gemm(g_NT, fake_quantize(x_TK, recipe, dim=0), recipe)
+        # Autograd casts each to the dtype of the tensor it belongs to.
         return dx_TK, dw_NK, None, None
 
 

@@ -9,16 +9,15 @@ Shapes: B = rows of a batch, T = predicted positions per row, T1 = T + 1, V = vo
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fp8.batches import count_tokens, packed_batches
 from fp8.checkpoint import CheckpointError, Position, load_latest, save
 
 MAX_SKIPPED_IN_A_ROW: Final = 10
@@ -244,55 +243,11 @@ def resume(
     return load_latest(checkpoint_dir, model, optimizer, wanted)
 
 
-def packed_batches(
-    token_ids: Sequence[int] | np.ndarray[Any, Any], *, batch_size: int, seq_len: int, seed: int
-) -> Callable[[int], Tensor]:
-    """Cut a token stream into windows and shuffle them anew in every epoch.
-
-    Neighbouring windows share one token, so in an epoch every token but the stream's edge is
-    predicted once. The windows' start is shifted from epoch to epoch, so the edge varies.
-
-    Args: token_ids: one stream, at least seq_len + 1 tokens; seq_len: T.
-    Returns: batch_at(step) -> [B, T1] int64; a pure function, safe to call for any step.
-    Raises: ValueError when the stream holds no window.
-    """
-    stream = np.asarray(token_ids)
-    windows = (len(stream) - 1) // seq_len
-    if windows < 1 or stream.ndim != 1:
-        raise ValueError(
-            f"token stream has shape {stream.shape}; wanted one dimension of at least "
-            f"{seq_len + 1} tokens; add text or lower seq_len (now {seq_len})"
-        )
-    spare = (len(stream) - 1) % seq_len
-
-    @lru_cache(maxsize=2)
-    def starts(epoch: int) -> np.ndarray[Any, Any]:
-        rng = np.random.default_rng([seed, epoch])
-        return rng.permutation(windows) * seq_len + rng.integers(spare + 1)
-
-    def batch_at(step: int) -> Tensor:
-        places = range(step * batch_size, (step + 1) * batch_size)
-        first = [int(starts(place // windows)[place % windows]) for place in places]
-        rows = np.stack([stream[at : at + seq_len + 1] for at in first])
-        return torch.from_numpy(rows.astype(np.int64))
-
-    return batch_at
-
-
 def causal_lm_loss(model: nn.Module, batch_BT1: Tensor) -> Tensor:
     """Mean next-token cross-entropy in nats of a model that answers with `.logits`."""
     ids_BT1 = batch_BT1.to(_device(model))
     logits_BTV = model(input_ids=ids_BT1[:, :-1], use_cache=False).logits
     return nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), ids_BT1[:, 1:].flatten())
-
-
-def count_tokens(batch: Any) -> int:
-    """Tokens a batch trains on: its `tokens` if it has one, else what its ids [B, T1] predict."""
-    if isinstance(batch, Mapping):
-        batch = batch.get("input_ids")
-    if isinstance(batch, Tensor):
-        return batch.numel() - (batch.shape[0] if batch.ndim == 2 else 0)
-    return int(getattr(batch, "tokens", 0))
 
 
 def first_nonfinite(model: nn.Module, batch: Any, loss_fn: Loss) -> str:

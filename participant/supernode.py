@@ -147,7 +147,6 @@ def fleet_client(settings: Settings, on_active: Any) -> type[Any]:
         def GetRun(self, request: GetRunRequest) -> GetRunResponse:
             """Take the run's numbers, and nothing that chooses code or its configuration."""
             response: GetRunResponse = super().GetRun(request)
-            response.run.fab_hash = bundle_sha256
             response.run.primary_task_type = TaskType.SERVER_APP
             response.run.override_config.clear()
             return response

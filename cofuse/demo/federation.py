@@ -70,7 +70,7 @@ class Federation:
         for role in ("operator", "researcher"):
             self._identity(role, f"demo-{role}", self._folder / role)
 
-    def start_coordinator(self) -> None:
+    def start_coordinator(self, *, engine_advertise: str | None = None) -> None:
         """Start the coordinator and wait until it serves; again after a stop keeps its ports."""
         home = self._folder / "coordinator"
         settings = {
@@ -78,6 +78,7 @@ class Federation:
             "engine_listen": self.engine_address or "127.0.0.1:0",
             "data_dir": "data",
             "approval": "auto",
+            **({"engine_advertise": engine_advertise} if engine_advertise else {}),
             "tls": {
                 "ca": "ca/ca.pem",
                 "certificate": "tls/certificate.pem",
@@ -89,16 +90,24 @@ class Federation:
         ready = self._wait_ready("coordinator")
         self.address, self.engine_address = ready["address"], ready["engine_address"]
 
-    def start_participant(self, plan: ParticipantPlan) -> None:
-        """Make a participant's folder if it is new, and start its daemon."""
+    def enrol(self, name: str) -> None:
+        """Make a participant's key at its own folder and have its certificate signed, once."""
+        if not (self._folder / name / "certificate.pem").exists():
+            self._identity("participant", name, self._folder / name)
+
+    def start_participant(self, plan: ParticipantPlan, *, coordinator: str = "") -> None:
+        """Make a participant's folder if it is new, and start its daemon.
+
+        Args: coordinator: what it dials; default: the coordinator itself.
+        """
         home = self._folder / plan.name
+        self.enrol(plan.name)
         if not (home / "participant.toml").exists():
-            self._identity("participant", plan.name, home)
             write_toml(home / "policy.toml", plan.policy)
             tls = {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"}
             settings = {
                 "name": plan.name,
-                "coordinator": self.address,
+                "coordinator": coordinator or self.address,
                 "corpus": str(plan.corpus.resolve()),
                 "data_dir": "data",
                 "policy": "policy.toml",
@@ -133,6 +142,10 @@ class Federation:
             certificate=home / "certificate.pem",
             key=home / "key.pem",
         )
+
+    def pid(self, who: str) -> int:
+        """Process id of one of ours."""
+        return self._processes[who].pid
 
     def kill(self, who: str) -> None:
         """SIGKILL one process, as a power cut would."""

@@ -83,6 +83,14 @@ def test_what_cannot_be_converted_is_named_with_the_reason() -> None:
     assert "itself" in convert_to_float8_training(nn.Linear(3, 3)).skipped[""]
 
 
+def test_a_head_tied_to_an_embedding_is_left_whatever_its_name() -> None:
+    model = nn.ModuleDict({"words": nn.Embedding(9, 4), "out": nn.Linear(4, 9, bias=False)})
+    model["out"].weight = model["words"].weight
+    report = convert_to_float8_training(model, module_filter_fn=lambda _module, _fqn: True)
+    assert report.converted == ()
+    assert "tied" in report.skipped["out"]
+
+
 def test_filter_and_recipe_are_obeyed_and_converting_twice_is_harmless() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, bias=False))
     recipe = BlockScaling(block=32)

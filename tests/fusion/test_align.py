@@ -142,8 +142,8 @@ def test_byte_alignment_compares_far_more_rows_than_positions_do() -> None:
         for t in tokenizers
     )
     by_position = sum(
-        int(np.equal(a, b).sum())
-        for a, b in zip(_starts_by_doc(student), _starts_by_doc(teacher), strict=True)
+        int(np.equal(*(starts[: min(map(len, pair))] for starts in pair)).sum())
+        for pair in zip(_starts_by_doc(student), _starts_by_doc(teacher), strict=True)
     )
     rows = student.header.positions
     assert coverage(align(student, teacher), rows) > 0.9
@@ -151,5 +151,4 @@ def test_byte_alignment_compares_far_more_rows_than_positions_do() -> None:
 
 
 def _starts_by_doc(c: LogitContribution) -> list[np.ndarray]:
-    starts = np.split(row_starts(c), c.doc_offsets[1:-1])
-    return [np.pad(s - s[0], (0, 400 - len(s)), constant_values=-len(s)) for s in starts]
+    return [starts - starts[0] for starts in np.split(row_starts(c), c.doc_offsets[1:-1])]

@@ -170,9 +170,7 @@ def test_the_fleet_routes_are_there_and_read_the_state_that_is_set() -> None:
 
 def test_the_protobuf_fields_are_there() -> None:
     assert {"node", "messages_list"} <= set(PushMessagesRequest.DESCRIPTOR.fields_by_name)
-    assert {"fab_hash", "primary_task_type", "override_config"} <= set(
-        Run.DESCRIPTOR.fields_by_name
-    )
+    assert {"primary_task_type", "override_config"} <= set(Run.DESCRIPTOR.fields_by_name)
     assert "public_key" in NodeInfo.DESCRIPTOR.fields_by_name
     assert {TaskType.SERVER_APP, TaskType.CLIENT_APP} == {"flwr-serverapp", "flwr-clientapp"}
 

@@ -1,0 +1,246 @@
+"""A federation of real processes: nothing private leaves, and a killed coordinator goes on.
+
+One small federation serves all tests of this file: two hospitals, a logits round whose fusion is
+cut by a SIGKILL of the coordinator, then a weights round that one policy refuses.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cofuse.demo.federation import Federation, ParticipantPlan
+from cofuse.demo.run import DemoPlan, _base_job, _write_public, round_spec
+from cofuse.demo.settings import TINY
+from cofuse.sdk import Coordinator, Pivot, Round
+from fusion.models import load_model
+from protos.public_sets import read_prompts
+from tests.data.runs import eight_word_runs
+from tests.integration.recorder import Recorder
+
+pytestmark = [pytest.mark.xdist_group("federation"), pytest.mark.timeout(600)]
+HOSPITALS = TINY.hospitals[:2]
+
+
+@dataclass
+class Story:
+    """What happened, for the tests to look at."""
+
+    work: Path
+    logits: Round
+    weights: Round
+    pivots: dict[str, Pivot]
+    downloaded: Path
+    recorders: list[Recorder]
+    connections: set[tuple[str, int]]
+    events: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    out = tmp_path_factory.mktemp("federation")
+    work = out / "federation"
+    work.mkdir()
+    settings = replace(TINY, round_steps=40)
+    plan = DemoPlan(
+        out=out, settings=settings, hospitals=HOSPITALS, rounds=(), seed=3, source="sample"
+    )
+    heard: list[dict[str, Any]] = []
+    with Federation(work, lambda who, message: heard.append({"who": who, **message})) as federation:
+        federation.init()
+        recorders = [_recorder(work, http2=True), _recorder(work, http2=False)]
+        federation.start_coordinator(engine_advertise=recorders[1].address)
+        recorders[0].target, recorders[1].target = federation.address, federation.engine_address
+        _write_public(plan, work)
+        _start_participants(federation, work, recorders)
+        federation.run("pivot-0", "cofuse.demo.base_pivot", [str(_base_job(plan, work))])
+        federation.wait("pivot-0")
+        with federation.connect("operator") as operator:
+            operator.import_pivot("pivot-0", work / "pivot-0")
+        researcher = federation.connect("researcher")
+        _wait(lambda: len(researcher.participants()) == len(HOSPITALS), federation)
+        connections = _connections(federation)
+        spec = round_spec("logits-unified", plan)
+        round_id = researcher.submit(spec, folder=work / "public", request_id="first")
+        _kill_while_fusing(federation, researcher, round_id, recorders[1].address)
+        researcher.close()
+        with federation.connect("researcher") as researcher:
+            logits = researcher.wait(round_id)
+            weights = researcher.wait(
+                researcher.submit(round_spec("weights", plan), folder=work / "public")
+            )
+            downloaded = researcher.download_pivot(logits.pivot_name, out / "pivot")
+            pivots = {pivot.name: pivot for pivot in researcher.pivots()}
+            events = [event.body for event in researcher.watch(round_id)]
+        connections |= _connections(federation)
+        yield Story(work, logits, weights, pivots, downloaded, recorders, connections, events)
+    for recorder in recorders:
+        recorder.close()
+
+
+def _recorder(work: Path, *, http2: bool) -> Recorder:
+    home = work / "coordinator"
+    pair = home / "tls" / "certificate.pem", home / "tls" / "key.pem"
+    return Recorder(home / "ca" / "ca.pem", pair, http2=http2)
+
+
+def _start_participants(federation: Federation, work: Path, recorders: list[Recorder]) -> None:
+    """Start each hospital behind the recorders: one for our services, one for the engine."""
+    for hospital in HOSPITALS:
+        home = work / hospital.name
+        federation.enrol(hospital.name)
+        for recorder in recorders:
+            recorder.admit(hospital.name, home / "certificate.pem", home / "key.pem")
+        policy = {
+            "ship_logits": True,
+            "ship_scores": True,
+            "ship_weights": hospital is HOSPITALS[0],  # the second one keeps its weights
+        }
+        plan = ParticipantPlan(
+            name=hospital.name,
+            corpus=work / "text" / hospital.name / "private.jsonl",
+            model=hospital.model,
+            training=TINY.expert_training,
+            policy=policy,
+        )
+        federation.start_participant(plan, coordinator=recorders[0].address)
+
+
+def _kill_while_fusing(
+    federation: Federation, researcher: Coordinator, round_id: str, advertise: str
+) -> None:
+    """SIGKILL the coordinator once its worker trains; start it again on the same ports."""
+    for event in researcher.watch(round_id):
+        if event.kind == "progress":
+            break
+    federation.kill("coordinator")
+    federation.start_coordinator(engine_advertise=advertise)
+
+
+def _connections(federation: Federation) -> set[tuple[str, int]]:
+    """Where the participants' processes are connected to."""
+    found = set()
+    for hospital in HOSPITALS:
+        process = psutil.Process(federation.pid(hospital.name))
+        for one in (process, *process.children(recursive=True)):
+            found |= {tuple(c.raddr) for c in one.net_connections() if c.raddr}
+            assert not [c for c in one.net_connections() if c.status == psutil.CONN_LISTEN]
+    return found
+
+
+def _wait(condition: Any, federation: Federation, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        federation.check()
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+# --------------------------------------------------------------------------------------- rounds
+
+
+def test_a_round_survives_the_kill_of_the_coordinator(story: Story) -> None:
+    assert story.logits.state == "PUBLISHED", story.logits.detail
+    states = [event["state"] for event in story.events if "state" in event]
+    assert states == [
+        "SUBMITTED", "APPROVED", "COLLECTING", "FUSING", "EVALUATING", "PUBLISHED",
+    ]  # fmt: skip
+    committed = [e["participant"] for e in story.events if e.get("status") == "committed"]
+    assert sorted(committed) == sorted(hospital.name for hospital in HOSPITALS)
+
+
+def test_a_policy_that_refuses_is_heard_and_the_round_fails_loudly(story: Story) -> None:
+    assert story.weights.state == "FAILED"
+    assert "ship_weights is false" in story.weights.detail
+    parts = {part.participant: part.status for part in story.weights.contributions}
+    assert parts == {HOSPITALS[0].name: "committed", HOSPITALS[1].name: "refused"}
+
+
+def test_every_model_of_the_round_is_measured(story: Story) -> None:
+    evals = story.pivots[story.logits.pivot_name].evals
+    experts = [f"expert:{hospital.name}" for hospital in HOSPITALS]
+    assert set(evals["bpb"]) == {"base", "unified", "sft", "infifusion", *experts}
+    domains = {hospital.department for hospital in HOSPITALS}
+    assert all(set(scores) == domains for scores in evals["bpb"].values())
+
+
+# --------------------------------------------------------------------------------------- egress
+
+
+def test_no_private_text_leaves_a_participant(story: Story) -> None:
+    """No sentence, and no run of eight words that the public text does not also hold."""
+    public = eight_word_runs(read_prompts(story.work / "public" / "prompts.jsonl"))
+    for hospital in HOSPITALS:
+        texts = read_prompts(story.work / "text" / hospital.name / "private.jsonl")
+        wires = [recorder.outbound(hospital.name) for recorder in story.recorders]
+        assert all(len(wire) > 1000 for wire in wires)
+        sent = _words(b"\n".join(wires).decode("utf-8", errors="replace"))
+        leaked = [run for run in eight_word_runs(texts) - public if run in sent]
+        assert not leaked
+        sentences = {_words(s) for text in texts for s in text.split(". ") if len(s.split()) >= 4}
+        public_text = _words(" ".join(read_prompts(story.work / "public" / "prompts.jsonl")))
+        assert not [s for s in sentences if s in sent and s not in public_text]
+
+
+def test_the_recorder_would_see_a_leak(story: Story) -> None:
+    """The contribution's file crosses it in the clear, so text would too."""
+    logs = story.work / HOSPITALS[0].name / "data" / "outbox"
+    shipped = next(logs.glob("logits-*.safetensors")).read_bytes()
+    assert shipped in story.recorders[0].outbound(HOSPITALS[0].name)
+
+
+def test_participants_talk_to_nobody_but_the_recorders(story: Story) -> None:
+    allowed = {recorder.address for recorder in story.recorders}
+    found = {f"{host.removeprefix('::ffff:')}:{port}" for host, port in story.connections}
+    assert found == allowed
+
+
+def test_what_left_is_what_the_egress_log_says(story: Story) -> None:
+    for hospital in HOSPITALS:
+        path = story.work / hospital.name / "data" / "egress.jsonl"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        part = next(p for p in story.logits.contributions if p.participant == hospital.name)
+        assert part.size_bytes in [line["size_bytes"] for line in lines if line["what"] == "logits"]
+
+
+# ---------------------------------------------------------------------------------------- pivot
+
+
+def test_the_pivot_opens_with_plain_transformers(story: Story) -> None:
+    model = AutoModelForCausalLM.from_pretrained(story.downloaded)
+    tokenizer = AutoTokenizer.from_pretrained(story.downloaded)
+    text = "Aortic valve stenosis; 3 mg/dL."
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(ids[0]) == text
+    assert ids[0].tolist() == load_model(story.downloaded)[1](text)["input_ids"]
+    assert model(ids).logits.shape[-1] == len(tokenizer)
+
+
+def test_the_pivot_s_files_are_what_its_sums_say(story: Story) -> None:
+    sums = (story.downloaded / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    listed = dict(reversed(line.split("  ")) for line in sums)
+    files = {path.name for path in story.downloaded.iterdir()}
+    assert files == {*listed, "SHA256SUMS"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((story.downloaded / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_lineage_names_parent_and_every_contribution(story: Story) -> None:
+    lineage = json.loads((story.downloaded / "lineage.json").read_text(encoding="utf-8"))
+    assert lineage["parent"] == "pivot-0"
+    assert set(lineage["contributions"]) == {hospital.name for hospital in HOSPITALS}
+    card = (story.downloaded / "README.md").read_text(encoding="utf-8")
+    for part in lineage["contributions"].values():
+        assert part["sha256"][:16] in card
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
