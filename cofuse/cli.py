@@ -2,11 +2,12 @@
 
 import json
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from cofuse.commands import coordinators, participants, pivots, rounds
 
 app = typer.Typer(
     name="cofuse",
@@ -19,9 +20,27 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 
 
-@app.callback()
-def main() -> None:
-    """Take a command; see --help."""
+app.add_typer(rounds.app, name="round")
+app.add_typer(pivots.app, name="pivot")
+app.add_typer(coordinators.app, name="coordinator")
+app.add_typer(participants.app, name="participant")
+
+
+@app.command()
+def identity(
+    folder: Annotated[Path, typer.Argument(help="Where the key is made; it stays there.")],
+    role: Annotated[str, typer.Option(help="researcher or operator.")],
+    name: Annotated[str, typer.Option(help="Lower case, digits and dashes.")],
+) -> None:
+    """Make a key and a request for the operator to sign (`cofuse coordinator sign`)."""
+    from trust.ca import IdentityError, new_identity
+
+    known: Any = role
+    try:
+        new_identity(folder, known, name)
+    except (IdentityError, FileExistsError) as error:
+        _misuse(str(error))
+    typer.echo(folder / "request.csr")
 
 
 @app.command()
@@ -74,11 +93,6 @@ def demo(
 def _misuse(text: str) -> NoReturn:
     typer.echo(f"error: {text}", err=True)
     raise typer.Exit(2)
-
-
-def _fail(error: Any) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    sys.exit(1)
 
 
 if __name__ == "__main__":

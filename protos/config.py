@@ -1,8 +1,10 @@
 """Strict TOML for both programs: unknown keys are errors, relative paths start at the file."""
 
+import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
@@ -58,3 +60,13 @@ def read_toml(path: Path, model: type[_Model]) -> _Model:
         place = ".".join(str(part) for part in first["loc"])
         known = ", ".join(model.model_fields)
         raise ConfigError(f"{path}: {place}: {first['msg']} (top keys: {known})") from error
+
+
+def toml_text(values: Mapping[str, Any]) -> str:
+    """Write plain values and one level of tables, which is all our files hold."""
+    tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in values.items() if key not in tables}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(v)}" for key, v in table.items())]
+    return "\n".join(lines) + "\n"

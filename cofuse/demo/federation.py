@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from cofuse.sdk import Coordinator
+from protos.config import toml_text
 from protos.process import end, spawn
 from trust.ca import create_authority, new_identity, sign_request
 
@@ -85,7 +86,7 @@ class Federation:
                 "key": "tls/key.pem",
             },
         }
-        write_toml(home / "coordinator.toml", settings)
+        (home / "coordinator.toml").write_text(toml_text(settings), encoding="utf-8")
         self._spawn("coordinator", "coordinator.main", [str(home / "coordinator.toml")])
         ready = self._wait_ready("coordinator")
         self.address, self.engine_address = ready["address"], ready["engine_address"]
@@ -103,7 +104,7 @@ class Federation:
         home = self._folder / plan.name
         self.enrol(plan.name)
         if not (home / "participant.toml").exists():
-            write_toml(home / "policy.toml", plan.policy)
+            (home / "policy.toml").write_text(toml_text(plan.policy), encoding="utf-8")
             tls = {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"}
             settings = {
                 "name": plan.name,
@@ -115,7 +116,7 @@ class Federation:
                 "training": plan.training,
                 "tls": tls,
             }
-            write_toml(home / "participant.toml", settings)
+            (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
         self._spawn(
             plan.name, "participant.daemon", [str(home / "participant.toml")], threads=_ONE_THREAD
         )
@@ -213,14 +214,3 @@ class Federation:
                 return self._ready.get()
             threading.Event().wait(0.2)
         raise FederationError(f"{who} was not ready within {READY_S:.0f} s")
-
-
-def write_toml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values and one level of tables, which is all our files hold."""
-    tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    plain = {key: value for key, value in values.items() if key not in tables}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {json.dumps(v)}" for key, v in table.items())]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""`cofuse coordinator`: what a consortium operator does."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cofuse.commands.connection import fail
+
+app = typer.Typer(no_args_is_help=True, help="Run the consortium's coordinator.")
+Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+
+
+@app.command()
+def init(
+    home: Home,
+    host: Annotated[list[str], typer.Option(help="Name or address participants dial.")] = [  # noqa: B006
+        "localhost",
+        "127.0.0.1",
+    ],
+    listen: str = "127.0.0.1:7443",
+    engine_listen: str = "127.0.0.1:9443",
+) -> None:
+    """Make the certificate authority, the server's certificate and coordinator.toml."""
+    from protos.config import toml_text
+    from trust.ca import create_authority, fingerprint, new_identity, sign_request
+
+    try:
+        create_authority(home / "ca", "cofuse")
+        request = new_identity(home / "tls", "coordinator", "coordinator")
+    except FileExistsError as error:
+        fail(f"{error}; this folder has an authority already, choose another", 2)
+    certificate = sign_request(
+        home / "ca", request, role="coordinator", name="coordinator", hosts=host
+    )
+    (home / "tls" / "certificate.pem").write_bytes(certificate)
+    settings = {
+        "listen": listen,
+        "engine_listen": engine_listen,
+        "data_dir": "data",
+        "approval": "operator",
+        "tls": {"ca": "ca/ca.pem", "certificate": "tls/certificate.pem", "key": "tls/key.pem"},
+    }
+    (home / "coordinator.toml").write_text(toml_text(settings), encoding="utf-8")
+    typer.echo(f"authority {fingerprint((home / 'ca' / 'ca.pem').read_bytes())}")
+    typer.echo(f"start it with: cofuse coordinator up {home}", err=True)
+
+
+@app.command()
+def sign(
+    home: Home,
+    request: Annotated[Path, typer.Argument(help="request.csr, as made by `cofuse identity`.")],
+    role: Annotated[str, typer.Option(help="participant, researcher or operator.")],
+    name: Annotated[str, typer.Option(help="The name you mean to admit.")],
+    days: Annotated[int, typer.Option(min=1)] = 365,
+) -> None:
+    """Issue the certificate of a request; print it. Send ca/ca.pem along."""
+    from trust.ca import IdentityError, sign_request
+
+    known: Any = role
+    try:
+        pem = sign_request(home / "ca", request.read_bytes(), role=known, name=name, days=days)
+    except (IdentityError, OSError) as error:
+        fail(error, 2)
+    typer.echo(pem.decode("ascii"), nl=False)
+
+
+@app.command()
+def up(home: Home) -> None:
+    """Serve until Ctrl-C."""
+    from coordinator.main import main
+
+    raise typer.Exit(main([str(home / "coordinator.toml")]))
