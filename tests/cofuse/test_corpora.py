@@ -226,14 +226,18 @@ def test_held_out_text_is_the_prose_of_private_text(hospitals: list[Department])
         assert 0.75 < lengths[0] / lengths[1] < 1.33
 
 
-def test_general_text_takes_all_chapters_in_turn(source: Source) -> None:
-    chapter_of = {t: e.chapter for t, e in _entity_of_document(source, sources.GENERAL).items()}
-    chapters = Counter(chapter_of[text] for text in general_text(SEED, 40_000, source=source))
+def test_general_text_takes_kinds_and_chapters_in_turn(source: Source) -> None:
+    entity_of = _entity_of_document(source, sources.GENERAL)
+    found = [entity_of[text] for text in general_text(SEED, 40_000, source=source)]
+    chapters = Counter(entity.chapter for entity in found if entity.kind == "code")
     owned = {number for special in sources.SPECIALTIES.values() for number in special.chapters}
     assert not owned & set(chapters)
     assert len(chapters) >= 8
     if source == "packages":
         assert max(chapters.values()) < 0.15 * sum(chapters.values())
+        kinds = Counter(entity.kind for entity in found)
+        assert len(kinds) == 3
+        assert max(kinds.values()) < 0.4 * len(found)
 
 
 def test_what_is_written_is_what_is_private(hospitals: list[Department], tmp_path: Path) -> None:

@@ -369,6 +369,11 @@ def test_without_a_certificate_of_the_authority_there_is_no_connection(
             suppress(ssl.SSLError, ConnectionError),
         ):
             assert secured.recv(1) == b""
+    server = consortium.engine._server
+    assert server is not None
+    assert server.config.ssl is not None
+    assert server.config.ssl.verify_mode == ssl.CERT_REQUIRED
+    assert server.config.ssl.minimum_version == ssl.TLSVersion.TLSv1_3
 
 
 @pytest.mark.parametrize(

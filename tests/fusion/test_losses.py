@@ -122,3 +122,10 @@ def test_infifusion_skips_teachers_without_a_row_and_still_divides_by_all() -> N
 def test_standardize_forgets_offset_and_temperature() -> None:
     assert torch.allclose(standardize(logits()), standardize(logits() * 0.3 + 5))
     assert torch.allclose(standardize(logits()).std(-1, unbiased=False), torch.ones(N).double())
+
+
+def test_equal_logits_keep_a_finite_gradient() -> None:
+    student = torch.zeros(N, V, dtype=torch.float64, requires_grad=True)
+    infifusion(student, ranks(3), torch.ones(N, S, dtype=torch.bool)).sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()

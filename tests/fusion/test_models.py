@@ -113,3 +113,11 @@ def test_parameter_arrays_go_back_into_another_model_and_tied_ones_come_once() -
     assert all(np.array_equal(a, parameter_arrays(two)[name]) for name, a in arrays.items())
     with pytest.raises(ValueError, match="one side only"):
         load_parameter_arrays(build_model(spec("gpt_neox"), 1), arrays)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_ids_embedding_learns_also_that_of_eos(architecture: Architecture) -> None:
+    model = build_model(spec(architecture), 0)
+    assert model.get_input_embeddings().weight[0].abs().sum() > 0
+    model.get_input_embeddings()(torch.tensor([0])).sum().backward()
+    assert model.get_input_embeddings().weight.grad[0].abs().sum() > 0
