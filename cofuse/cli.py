@@ -59,14 +59,19 @@ def demo(
     from cofuse.demo.present import show_result, write_report
     from cofuse.demo.run import ROUNDS, DemoError, DemoPlan, FederationError, run_demo
     from cofuse.demo.screen import screen
-    from cofuse.demo.settings import DEMO
+    from cofuse.demo.settings import DEMO, QUICK
 
     wanted = ("logits-unified",) if quick else tuple(rounds.split(","))
     if unknown := [name for name in wanted if name not in ROUNDS]:
         _misuse(f"--rounds: found {', '.join(unknown)!r}, wanted some of {', '.join(ROUNDS)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    settings = QUICK if quick else DEMO
     plan = DemoPlan(
-        out=out, settings=DEMO, hospitals=DEMO.hospitals[:participants], rounds=wanted, seed=seed
+        out=out,
+        settings=settings,
+        hospitals=settings.hospitals[:participants],
+        rounds=wanted,
+        seed=seed,
     )
     try:
         with screen() as talk:

@@ -22,6 +22,7 @@ from protos.spec import RoundSpec
 
 _LOG = logging.getLogger(__name__)
 _TICK_S: Final = 0.25
+_FUSING: Final = (State.FUSING, State.EVALUATING)
 _PAUSE_S: Final = 0.5
 """Between two deliveries, so that a node that fails at once is not asked in a tight loop."""
 REISSUE_S: Final = 600.0
@@ -49,7 +50,6 @@ class Scheduler:
         self._artifacts = artifacts
         self._engine = engine
         self._stop = threading.Event()
-        self._fusing = threading.Lock()
         self._drivers: dict[str, threading.Thread] = {}
 
     def run(self) -> None:
@@ -221,20 +221,26 @@ class Scheduler:
             else:
                 self._store.note(row.round_id, kind, body)
 
-        with self._fusing:
-            if self._interrupted(row.round_id):
-                return
-            try:
-                run_job(job, on_event=tell, should_stop=lambda: self._interrupted(row.round_id))
-            except JobFailedError as error:
-                self._fail(row.round_id, str(error))
-                return
+        if not self._my_turn(row.round_id):
+            with self._store.changed:
+                self._store.changed.wait(_TICK_S)
+            return
+        try:
+            run_job(job, on_event=tell, should_stop=lambda: self._interrupted(row.round_id))
+        except JobFailedError as error:
+            self._fail(row.round_id, str(error))
+            return
         if not self._interrupted(row.round_id):
             self._publish(row, job)
 
+    def _my_turn(self, round_id: str) -> bool:
+        """Fusion jobs run one at a time: the one that has begun, else the oldest round's."""
+        rows = [r for r in self._store.rounds(active_only=True) if r.state in _FUSING]
+        begun = [r for r in rows if (self._root / "jobs" / r.round_id).exists()]
+        return (begun or rows)[:1] == [r for r in rows if r.round_id == round_id]
+
     def _interrupted(self, round_id: str) -> bool:
-        active = (State.FUSING, State.EVALUATING)
-        return self._stop.is_set() or self._store.round(round_id).state not in active
+        return self._stop.is_set() or self._store.round(round_id).state not in _FUSING
 
     def _job(self, row: RoundRow) -> FuseJob:
         spec = RoundSpec.model_validate_json(row.spec_json)

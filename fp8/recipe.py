@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockScaling:
@@ -33,3 +35,10 @@ class BlockScaling:
                 "gemm='bfloat16' needs scale_format='power_of_two': with fp32 scales the "
                 "dequantised values are not exact in bf16"
             )
+
+
+def fastest_gemm() -> Literal["float32", "bfloat16"]:
+    """What the emulated GEMM runs fastest in on this CPU; the codes are the same either way."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bfloat16" if native else "float32"

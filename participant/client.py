@@ -62,6 +62,12 @@ class Client:
         partial.rename(final)
         return final
 
+    def missing_bytes(self, path: Path, sha256: str) -> int:
+        """Count the bytes of a file that the coordinator does not have from us yet."""
+        request = transfer_pb2.StatRequest(sha256=sha256)
+        status = self._retry(lambda: self._transfer.Stat(request))
+        return path.stat().st_size - int(status.received_bytes)
+
     def put(self, path: Path, sha256: str) -> None:
         """Upload a contribution; what the coordinator already has is not sent again."""
 

@@ -170,8 +170,9 @@ class Participant:
 
     def _release(self, assignment: Assignment, path: Path, sha256: str, size: int) -> None:
         """The one door out for bulk bytes: written down first, then sent, then receipted."""
-        self._tell("ship", {"round": assignment.round_id, "size_bytes": size})
-        self._record(assignment, assignment.spec.kind, size, sha256)
+        leaving = self._client.missing_bytes(path, sha256)
+        self._tell("ship", {"round": assignment.round_id, "size_bytes": leaving})
+        self._record(assignment, assignment.spec.kind, leaving, sha256)
         self._client.put(path, sha256)
         self._client.commit(assignment.round_id, sha256, size)
 

@@ -293,7 +293,10 @@ def round_spec(name: str, plan: DemoPlan) -> RoundSpec:
         "seed": plan.seed,
     }
     if plan.settings.round_steps:
-        steps = {"steps": plan.settings.round_steps, "warmup_steps": 2}
+        steps = {
+            "steps": plan.settings.round_steps,
+            "warmup_steps": min(spec.training.warmup_steps, plan.settings.round_steps // 4),
+        }
         update["training"] = spec.training.model_copy(update=steps)
     return spec.model_copy(update=update)
 

@@ -1,6 +1,6 @@
 """Sizes of the demo: small enough for two CPU cores and six minutes, real in every part."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cofuse.demo.corpora import Limits
@@ -47,36 +47,42 @@ def _model(
 
 HOSPITALS: Final = (
     Hospital(name="st-mary", department="cardiology", model=_model("llama", 128, 4, 4, 1024)),
-    Hospital(name="north", department="neurology", model=_model("qwen2", 160, 3, 5, 1536)),
-    Hospital(name="lakeside", department="oncology", model=_model("gpt_neox", 144, 4, 4, 1280)),
+    Hospital(name="north", department="neurology", model=_model("qwen2", 128, 3, 4, 1280)),
+    Hospital(name="lakeside", department="oncology", model=_model("gpt_neox", 128, 4, 4, 896)),
     Hospital(name="harbour", department="ophthalmology", model=_model("llama", 112, 4, 4, 1152)),
-    Hospital(name="hillcrest", department="orthopaedics", model=_model("qwen2", 128, 3, 4, 1408)),
-    Hospital(name="riverside", department="infectious", model=_model("gpt_neox", 128, 4, 4, 960)),
+    Hospital(name="hillcrest", department="orthopaedics", model=_model("qwen2", 144, 3, 4, 1408)),
+    Hospital(name="riverside", department="infectious", model=_model("gpt_neox", 96, 4, 4, 960)),
 )
+_LIMITS: Final = Limits(private=300_000, public=70_000, heldout=25_000, questions=60)
+
+
+def _training(steps: int) -> dict[str, Any]:
+    return {
+        "steps": steps,
+        "batch_size": 8,
+        "seq_len": 128,
+        "lr": 3e-3,
+        "warmup_steps": 20,
+        "decay_steps": steps // 3,
+    }
+
 
 DEMO: Final = DemoSettings(
     hospitals=HOSPITALS,
-    limits=Limits(private=300_000, public=70_000, heldout=20_000, questions=40),
-    general_bytes=150_000,
-    expert_training={
-        "steps": 300,
-        "batch_size": 8,
-        "seq_len": 128,
-        "lr": 4e-3,
-        "warmup_steps": 20,
-        "decay_steps": 90,
-        "checkpoint_every": 100,
-    },
+    limits=_LIMITS,
+    general_bytes=300_000,
+    expert_training=_training(450),
     pivot_model=_model("llama", 128, 4, 4, 1024),
-    pivot_training={
-        "steps": 120,
-        "batch_size": 8,
-        "seq_len": 128,
-        "lr": 4e-3,
-        "warmup_steps": 20,
-        "decay_steps": 40,
-    },
+    pivot_training=_training(400),
 )
+
+QUICK: Final = replace(
+    DEMO,
+    expert_training=_training(220),
+    pivot_training=_training(180),
+    round_steps=180,
+)
+"""For `--quick`: the same text and models, less training, one round."""
 
 TINY: Final = DemoSettings(
     hospitals=HOSPITALS,

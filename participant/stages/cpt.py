@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fp8.convert import convert_to_float8_training
+from fp8.recipe import BlockScaling, fastest_gemm
 from fp8.train import (
     Progress,
     TrainConfig,
@@ -68,7 +69,7 @@ class Expert:
     ) -> TrainResult:
         """Train up to config.steps from the checkpoint; save the model when they are reached."""
         model, tokenizer, tokens = self._start(config.seed)
-        convert_to_float8_training(model)
+        convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
         result = train(
             model,
             packed_batches(
@@ -94,7 +95,7 @@ class Expert:
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """The last finished model, its linears in FP8 as they were trained."""
         model, tokenizer = load_model(self.directory)
-        convert_to_float8_training(model)
+        convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
         return model.eval(), tokenizer
 
     def _replace_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -141,7 +142,7 @@ def adapt_pivot(
     """Train a copy of the pivot on the private text, with its tokenizer (weights rounds)."""
     model, tokenizer = load_model(pivot)
     tokens = encode_documents(tokenizer, read_corpus(corpus))
-    convert_to_float8_training(model)
+    convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
     batches = packed_batches(tokens, batch_size=batch_size, seq_len=seq_len, seed=config.seed)
     result = train(
         model,

@@ -208,7 +208,9 @@ def test_what_left_is_what_the_egress_log_says(story: Story) -> None:
         path = story.work / hospital.name / "data" / "egress.jsonl"
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         part = next(p for p in story.logits.contributions if p.participant == hospital.name)
-        assert part.size_bytes in [line["size_bytes"] for line in lines if line["what"] == "logits"]
+        assert part.size_bytes == sum(
+            line["size_bytes"] for line in lines if line["what"] == "logits"
+        )
 
 
 # ---------------------------------------------------------------------------------------- pivot
