@@ -39,6 +39,6 @@ class BlockScaling:
 
 def fastest_gemm() -> Literal["float32", "bfloat16"]:
     """What the emulated GEMM runs fastest in on this CPU; the codes are the same either way."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if native else "float32"
