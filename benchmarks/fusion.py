@@ -5,8 +5,8 @@
 Three hospitals (cardiology, neurology, oncology) with private text, tokenizer, size and
 architecture of their own, trained in FP8; a pivot pre-trained on public text of other
 specialties; every method gets the same public prompts, steps and batches. `pooled` is the pivot
-trained, for as many steps, on everybody's private text: the bound that no federation may see.
-Progress goes to stderr; the table and, last, one line of JSON go to stdout.
+trained on everybody's private text for as many steps as all experts together: the bound that no
+federation may see. Progress goes to stderr; the table and, last, one line of JSON go to stdout.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cofuse.demo.corpora import Department, Limits, departments, general_text
 from fp8.convert import convert_to_float8_training
+from fp8.recipe import BlockScaling, fastest_gemm
 from fp8.train import TrainConfig, causal_lm_loss, packed_batches, train
 from fusion.codec import read_delta, read_logits, write_delta, write_logits
 from fusion.evaluate import bits_per_byte, recovery
@@ -52,9 +53,17 @@ from fusion.pairwise import merge_copies, one_source
 from fusion.unified import FusionSettings, fuse
 
 NAMES: Final = ("cardiology", "neurology", "oncology")
-OTHERS: Final = ("ophthalmology", "orthopaedics", "infectious")
-"""Specialties of no hospital here: their text is public and shares no entity with ours."""
-METHODS: Final = ("sft", "infifusion", "uniform", "unified", "pairwise", "weights", "pooled")
+METHODS: Final = (
+    "sft",
+    "sft_short",
+    "infifusion",
+    "uniform",
+    "unified",
+    "pairwise",
+    "weights",
+    "pooled",
+)
+"""sft_short is the control with a third of the steps: where text is scarce, it overfits later."""
 SHA: Final = "0" * 64
 """Nothing travels here, so nothing is named by its hash."""
 
@@ -65,15 +74,13 @@ class Sizes:
 
     limits: Limits
     general_bytes: int
-    """Public text of ICD-10-CM chapters that are nobody's."""
-    others_bytes: int
-    """Public text of each of OTHERS."""
+    """Public text of what no department owns, which the base is pre-trained on."""
     experts: tuple[ModelSpec, ...]
     pivot: ModelSpec
     expert_steps: int
     base_steps: int
     fusion_steps: int
-    """Of sft, infifusion, uniform, unified, each pairwise run, and pooled."""
+    """Of sft, infifusion, uniform, unified, and each pairwise run."""
     local_steps: int
     """Of each participant in a weights round."""
     lr: float = 3e-3
@@ -95,8 +102,7 @@ def _spec(architecture: Any, hidden: int, layers: int, heads: int, vocabulary: i
 
 FULL: Final = Sizes(
     limits=Limits(private=300_000, public=50_000, heldout=25_000, questions=1),
-    general_bytes=150_000,
-    others_bytes=150_000,
+    general_bytes=450_000,
     experts=(
         _spec("llama", 128, 4, 4, 1024),
         _spec("qwen2", 128, 3, 4, 1280),
@@ -141,10 +147,7 @@ class Texts:
 def texts_of(seed: int, sizes: Sizes) -> Texts:
     """Read the text of one seed; the same seed gives the same text."""
     found = departments(NAMES, seed, limits=sizes.limits)
-    limits = Limits(private=sizes.others_bytes, public=1_000, heldout=1_000, questions=1)
     general = general_text(seed, sizes.general_bytes)
-    for other in departments(OTHERS, seed, limits=limits):
-        general += other.private
     prompts = [doc for department in found for doc in department.public]
     return Texts(found, _shuffled(prompts, seed), _shuffled(general, seed))
 
@@ -177,7 +180,7 @@ def _expert(job: Job, texts: Texts, name: str) -> Made:
     tokenizer = train_tokenizer(private, sizes.experts[place].vocab_size)
     spec = replace(sizes.experts[place], vocab_size=len(tokenizer))
     model = build_model(spec, 10 * job.seed + place)
-    convert_to_float8_training(model)
+    convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
     _train(model, tokenizer, private, job, sizes.expert_steps, sizes.lr)
     contribution = extract_logits(
         model,
@@ -204,8 +207,9 @@ def _fuse(job: Job, texts: Texts, name: str) -> Made:
     """Fuse all experts, or the one named, or (sft) none."""
     model, tokenizer = load_model(job.folder / "base")
     method = job.what.partition(":")[0]
+    steps = job.sizes.fusion_steps // (3 if method == "sft_short" else 1)
     settings = FusionSettings(
-        train=_schedule(job.sizes.fusion_steps, job.sizes.lr, job.seed),
+        train=_schedule(steps, job.sizes.lr, job.seed),
         batch_size=job.sizes.batch_size,
         seq_len=job.sizes.seq_len,
     )
@@ -213,10 +217,10 @@ def _fuse(job: Job, texts: Texts, name: str) -> Made:
         settings = replace(settings, loss="infifusion", distill_weight=0.5)
     elif method == "uniform":
         settings = replace(settings, routing="uniform")
-    elif method == "sft":
+    elif method.startswith("sft"):
         settings = replace(settings, loss="none")
     contributions = {n: read_logits(job.folder / f"{n}.logits") for n in NAMES}
-    if method == "sft":
+    if method.startswith("sft"):
         contributions = {}
     if name:
         contributions = one_source(contributions)[name]
@@ -238,23 +242,23 @@ def _local(job: Job, texts: Texts, name: str) -> Made:
 def _pooled(job: Job, texts: Texts, _name: str) -> Made:
     model, tokenizer = load_model(job.folder / "base")
     private = _shuffled([doc for d in texts.departments for doc in d.private], job.seed)
-    _train(model, tokenizer, private, job, job.sizes.fusion_steps, job.sizes.lr)
+    _train(model, tokenizer, private, job, job.sizes.expert_steps * len(NAMES), job.sizes.lr)
     return model, tokenizer
 
 
 def _merge(job: Job, _texts: Texts, name: str) -> Made:
-    """Merge the copies of a pairwise round (TIES), or the deltas of a weights round (mean)."""
+    """Merge the copies of a pairwise round, or the deltas of a weights round."""
     model, tokenizer = load_model(job.folder / "base")
     base = parameter_arrays(model)
     if name == "weights":
         deltas = [read_delta(job.folder / f"local-{n}.delta")[1] for n in NAMES]
-        load_parameter_arrays(model, merge(base, deltas, "task_arithmetic", weight=0.6))
+        load_parameter_arrays(model, merge(base, deltas, "task_arithmetic"))
         return model, tokenizer
     copies = {}
     for source in NAMES:
         delta = read_delta(job.folder / f"pairwise-{source}.delta")[1]
         copies[source] = {n: base[n] + delta[n] for n in base}
-    merge_copies(model, copies, "linear")
+    merge_copies(model, copies)
     return model, tokenizer
 
 
@@ -264,7 +268,7 @@ _JOBS: Final[dict[str, Callable[[Job, Texts, str], Made]]] = {
     "local": _local,
     "pooled": _pooled,
     "merge": _merge,
-    **dict.fromkeys(("sft", "infifusion", "uniform", "unified", "pairwise"), _fuse),
+    **dict.fromkeys(("sft", "sft_short", "infifusion", "uniform", "unified", "pairwise"), _fuse),
 }
 
 
@@ -304,7 +308,7 @@ Results = dict[int, dict[str, dict[str, float]]]
 STAGES: Final = (
     [*(f"expert:{name}" for name in NAMES), "base"],
     [
-        *("sft", "infifusion", "uniform", "unified", "pooled"),
+        *("sft", "sft_short", "infifusion", "uniform", "unified", "pooled"),
         *(f"{kind}:{name}" for kind in ("pairwise", "local") for name in NAMES),
     ],
     ["merge:pairwise", "merge:weights"],
@@ -412,9 +416,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
         "--quick", action="store_true", help="the demo's sizes: a third of the time"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--out", type=Path, help="folder for results.md, .json and .png")
+    parser.add_argument("--out", type=Path, help="folder for results-table.md, .json and .png")
     parser.add_argument("--work", type=Path, help="folder to keep models and contributions in")
-    parser.add_argument("--json", action="store_true", help="no table on stdout, only the JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="the table to stderr, only the JSON to stdout"
+    )
     options = parser.parse_args(None if arguments is None else list(arguments))
     seeds = [int(seed) for seed in options.seeds.split(",")]
     began_s = time.perf_counter()
@@ -425,10 +431,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
-        (options.out / "results.md").write_text(table(summary) + "\n")
+        (options.out / "results-table.md").write_text(table(summary) + "\n")
         plot(summary, options.out / "results.png")
-    if not options.json:
-        print(table(summary))
+    print(table(summary), file=sys.stderr if options.json else sys.stdout)
     print(json.dumps(summary))
     return 0
 

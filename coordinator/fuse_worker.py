@@ -76,7 +76,8 @@ def settings_of(spec: RoundSpec, loss: str) -> FusionSettings:
         seq_len=training.seq_len,
         loss=loss,  # type: ignore[arg-type]
         routing=spec.routing,
-        distill_weight=spec.distill_weight,
+        # The baseline keeps the share its own code base has; see docs/papers.md.
+        distill_weight=0.5 if loss == "infifusion" else spec.distill_weight,
     )
 
 
@@ -168,8 +169,8 @@ def work(job: FuseJob) -> None:
 def _evals(job: FuseJob, results: dict[str, dict[str, dict[str, float]]]) -> dict[str, Scores]:
     """Tables by model: base, experts as they reported themselves, controls, the pivot last."""
     experts = {}
-    for participant, text in job.reports.items():
-        if text:
+    for participant in job.spec.participants:
+        if text := job.reports.get(participant):
             scores = Report.model_validate_json(text).scores
             experts[f"expert:{participant}"] = {"bpb": scores.bpb, "accuracy": scores.accuracy}
     ordered = {"base": results.pop("base"), **experts, **results}

@@ -55,24 +55,21 @@ def choice_accuracy(
 
     Score: log p(option | prompt) - log p(option | nothing), summed over the option's tokens
     (pointwise mutual information): a plain sum would prefer short and common options, a mean per
-    token would depend on the tokenizer. Ties count as wrong unless the right option is first.
+    token would depend on the tokenizer. The first of equal scores is the model's choice.
     """
     if not questions:
         raise ValueError("there are no questions: give at least one")
     eos = eos_id(tokenizer)
     streams: list[list[int]] = []
-    options: list[int] = []  # tokens of each stream that are the option
     for question in questions:
         prompt = encode_text(tokenizer, question.prompt)
         for option in question.options:
             ids = encode_text(tokenizer, " " + option)
             streams += [[eos, *prompt, *ids], [eos, *ids]]
-            options += [len(ids), len(ids)]
     sums = np.zeros(len(streams))
-    for stream, start, logprobs, labels in score_streams(model, streams):
-        scored = logprobs.gather(-1, labels[:, None])[:, 0].double()
-        first = len(streams[stream]) - 1 - options[stream] - start
-        sums[stream] += float(scored[max(0, first) :].sum())
+    for stream, _, logprobs, labels in score_streams(model, streams):
+        sums[stream] += float(logprobs.gather(-1, labels[:, None]).double().sum())
+    # The prompt's own log-likelihood is in every option's sum alike, so it decides nothing.
     gain, right, at = sums[0::2] - sums[1::2], 0, 0
     for question in questions:
         right += int(gain[at : at + len(question.options)].argmax() == question.answer)

@@ -24,10 +24,10 @@ def one_source(
 def merge_copies(
     pivot: PreTrainedModel,
     copies: Mapping[str, State],
-    method: str = "ties",
+    method: str = "task_arithmetic",
     *,
     weight: float | None = None,
-    density: float = 0.2,
+    density: float = 0.5,
 ) -> None:
     """Put base + merge(copy - base) into the pivot, which must still be the base.
 

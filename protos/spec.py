@@ -70,8 +70,8 @@ class RoundSpec(Strict):
     routing: Literal["posterior", "uniform"] = "posterior"
     distill_weight: float = Field(default=0.9, ge=0, le=1)
     """lambda: share of the distillation loss; the rest is cross-entropy on the public text."""
-    merge_weight: float = Field(default=1.0, gt=0, le=10)
-    """Factor on the merged delta."""
+    merge_weight: float | None = Field(default=None, gt=0, le=10)
+    """Factor on the merged delta; None: the method's own (fusion/merge.py)."""
     training: TrainingSpec
     controls: tuple[Literal["sft", "infifusion"], ...] = Field(default=(), strict=False)
     """Runs on the same text, steps and seed, reported beside the pivot."""

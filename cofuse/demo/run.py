@@ -264,20 +264,23 @@ def _run_rounds(
     result: DemoResult,
 ) -> None:
     """Submit every round at once, as a researcher might, and follow each to its end."""
-    with ThreadPoolExecutor(len(plan.rounds)) as pool:
-        ids = {
-            name: researcher.submit(
-                round_spec(name, plan), folder=plan.out / "federation" / "public", request_id=name
-            )
-            for name in plan.rounds
-        }
+    public = plan.out / "federation" / "public"
+    ids = {
+        name: researcher.submit(round_spec(name, plan), folder=public, request_id=name)
+        for name in plan.rounds
+    }
+    with ThreadPoolExecutor(len(ids)) as pool:
         finals = {
             name: pool.submit(_follow, researcher, name, round_id, screen)
             for name, round_id in ids.items()
         }
-        while not all(future.done() for future in finals.values()):
-            federation.check()
-            time.sleep(_CHECK_S)
+        try:
+            while not all(future.done() for future in finals.values()):
+                federation.check()
+                time.sleep(_CHECK_S)
+        except BaseException:
+            researcher.close()  # ends the watching threads, which the pool would wait for
+            raise
     for name, future in finals.items():
         final = future.result()
         if final.state != "PUBLISHED":
@@ -332,18 +335,16 @@ def _take_home(
             table.setdefault(model, scores)
     losses = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
     result.curves.update(losses)
-    departments_of = {hospital.name: hospital.department for hospital in plan.hospitals}
-    if not result.participants:
-        result.participants = [
-            {
-                "name": part.participant,
-                "department": departments_of[part.participant],
-                "architecture": part.report["architecture"],
-                "parameters": part.report["parameters"],
-                "vocabulary": part.report["vocabulary"],
-            }
-            for part in final.contributions
-        ]
+    reports = {part.participant: part.report for part in final.contributions}
+    result.participants = [
+        {
+            "name": hospital.name,
+            "department": hospital.department,
+            **{key: reports[hospital.name][key] for key in ("architecture", "parameters")},
+            "vocabulary": reports[hospital.name]["vocabulary"],
+        }
+        for hospital in plan.hospitals
+    ]
 
 
 def _collect_egress(plan: DemoPlan, work: Path, result: DemoResult) -> None:

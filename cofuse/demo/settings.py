@@ -53,7 +53,7 @@ HOSPITALS: Final = (
     Hospital(name="hillcrest", department="orthopaedics", model=_model("qwen2", 144, 3, 4, 1408)),
     Hospital(name="riverside", department="infectious", model=_model("gpt_neox", 96, 4, 4, 960)),
 )
-_LIMITS: Final = Limits(private=300_000, public=70_000, heldout=25_000, questions=60)
+_LIMITS: Final = Limits(private=300_000, public=40_000, heldout=20_000, questions=60)
 
 
 def _training(steps: int) -> dict[str, Any]:
@@ -70,10 +70,10 @@ def _training(steps: int) -> dict[str, Any]:
 DEMO: Final = DemoSettings(
     hospitals=HOSPITALS,
     limits=_LIMITS,
-    general_bytes=300_000,
-    expert_training=_training(450),
+    general_bytes=400_000,
+    expert_training=_training(300),
     pivot_model=_model("llama", 128, 4, 4, 1024),
-    pivot_training=_training(400),
+    pivot_training=_training(250),
 )
 
 QUICK: Final = replace(

@@ -102,6 +102,15 @@ def test_every_kind_of_nonsense_is_refused_by_its_code(
     assert ":" in str(error)  # what was found: what to do
 
 
+def test_an_id_named_twice_in_a_row_is_refused_though_the_mass_is_right(tmp_path: Path) -> None:
+    # Rows whose own token is among neither the first nor the second id, so nothing else is wrong.
+    contribution = good()
+    row = int((contribution.topk_ids != contribution.token_ids[:, None]).all(1).argmax())
+    contribution.topk_ids[row, 1] = contribution.topk_ids[row, 0]
+    write_logits(tmp_path / "c", contribution)
+    assert "twice" in str(refusal(tmp_path / "c"))
+
+
 @pytest.mark.parametrize(
     ("code", "how"),
     [

@@ -88,6 +88,11 @@ def test_a_document_longer_than_the_context_is_scored_once_and_never_with_less_t
     for start, labels in scored[1:]:
         assert len(labels) <= CONTEXT // 2
         assert start >= CONTEXT // 2
+    for _, start, logprobs, labels in score_streams(model(), [stream]):
+        seen = stream[max(0, start + len(labels) - CONTEXT) : start + len(labels)]
+        with torch.no_grad():
+            wanted = model()(torch.tensor([seen])).logits[0, -len(labels) :].log_softmax(-1)
+        assert torch.allclose(logprobs, wanted, atol=1e-4)
 
 
 def test_neighbours_in_a_batch_change_nothing_that_is_stored() -> None:

@@ -23,10 +23,13 @@ DELTAS = [state(seed, 0.1 * seed) for seed in (1, 2, 3)]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_order_of_the_sources_changes_no_bit(method: str) -> None:
-    wanted = merge(state(0), DELTAS, method)
-    for order in permutations(DELTAS):
-        found = merge(state(0), order, method)
-        assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    # Summed as they come, 1e30 - 1e30 + 1 is 1 and 1e30 + 1 - 1e30 is 0.
+    wide = [{"w": np.asarray([x, 1.0], np.float32)} for x in (1e30, -1e30, 1.0)]
+    for base, deltas in ((state(0), DELTAS), ({"w": np.zeros(2, np.float32)}, wide)):
+        wanted = merge(base, deltas, method, density=1.0)
+        for order in permutations(deltas):
+            found = merge(base, order, method, density=1.0)
+            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -54,7 +57,7 @@ def test_twice_the_weight_is_twice_the_change(method: str) -> None:
 
 def test_linear_is_the_mean_and_task_arithmetic_the_sum() -> None:
     base = state(0)
-    mean, total = merge(base, DELTAS, "linear"), merge(base, DELTAS, "task_arithmetic")
+    mean, total = merge(base, DELTAS, "linear"), merge(base, DELTAS, "task_arithmetic", weight=1)
     for name, value in base.items():
         change = sum(delta[name].astype(np.float64) for delta in DELTAS)
         assert mean[name] == pytest.approx(value + change / 3, abs=1e-6)
