@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import grpc
 
 from protos.chunks import put_requests, sha256_of
-from protos.errors import RemoteError, remote_errors
+from protos.errors import CofuseError, RemoteError, remote_errors
 from protos.messages import FileRef
 from protos.tls import TlsFiles, dial
 from protos.v1 import fleet_pb2, fleet_pb2_grpc, transfer_pb2, transfer_pb2_grpc
@@ -103,8 +103,11 @@ class Client:
                     raise
                 _LOG.warning("transfer goes on: %s", error)
             except grpc.RpcError as error:
-                if error.code() not in _LOST or time.monotonic() > deadline:
+                if error.code() not in _LOST:
                     raise
-                _LOG.warning("coordinator not reached (%s); trying again", error.details())
+                refusal = CofuseError("unreachable", f"coordinator not reached: {error.details()}")
+                if time.monotonic() > deadline:
+                    raise RemoteError("unreachable", str(refusal)) from None
+                _LOG.warning("%s Trying again.", refusal)
             time.sleep(pause_s)
             pause_s = min(5.0, pause_s * 2)

@@ -1,1 +1,6 @@
 """The contract between the programs: messages, round specs, errors, chunk streams. A leaf."""
+
+import os
+
+# gRPC's C core writes each failed handshake to stderr; our own errors say it once, with the cure.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -40,6 +40,14 @@ CATALOGUE: Final[dict[str, Entry]] = {
     ),
     "truncated_upload": Entry(_S.DATA_LOSS, "ask Stat where to go on, and send the rest"),
     "too_large": Entry(_S.RESOURCE_EXHAUSTED, "ship less (a smaller K), or ask for a higher limit"),
+    "wrong_authority": Entry(
+        _S.UNAVAILABLE,
+        "check that ca.pem is that of this coordinator, and that the address is the right one",
+    ),
+    "unreachable": Entry(
+        _S.UNAVAILABLE,
+        "check address and network, and that certificate.pem was issued by its authority",
+    ),
     "bad_contribution": Entry(
         _S.INVALID_ARGUMENT,
         "make the contribution again from the assignment; the round still waits for it",
@@ -81,4 +89,8 @@ def remote_errors() -> Iterator[None]:
         for key, value in trailing:
             if key == ERROR_KEY:
                 raise RemoteError(str(value), str(error.details())) from None
+        if "CERTIFICATE_VERIFY_FAILED" in str(error.details()):
+            says = "the other side shows a certificate that our ca.pem did not sign"
+            refusal = CofuseError("wrong_authority", says)
+            raise RemoteError("wrong_authority", str(refusal)) from None
         raise

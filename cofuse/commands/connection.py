@@ -9,7 +9,7 @@ import grpc
 import typer
 
 from cofuse.sdk import Coordinator
-from protos.errors import RemoteError
+from protos.errors import CofuseError, RemoteError
 
 At = Annotated[str, typer.Option("--at", envvar="COFUSE_AT", help="host:port of the coordinator.")]
 Identity = Annotated[
@@ -42,7 +42,4 @@ def connected(at: str, identity: Path) -> Iterator[Coordinator]:
     except RemoteError as error:
         fail(f"{error} [{error.error_id}]")
     except grpc.RpcError as error:
-        fail(
-            f"{at}: {error.details()}; check the address, the network, and that the identity was "
-            "issued by this coordinator's authority"
-        )
+        fail(CofuseError("unreachable", f"{at} not reached: {error.details()}"))

@@ -1,5 +1,6 @@
 """The services over real mutual TLS: who may do what, and what bad input is told."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from coordinator.access import ROLES
 from fusion.codec import read_logits, write_logits
 from fusion.extract import extract_logits
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
+from participant import client as client_module
 from participant.client import Client
 from protos.chunks import put_requests, sha256_of
 from protos.errors import RemoteError, remote_errors
@@ -24,6 +26,7 @@ from protos.spec import RoundSpec
 from protos.tls import TlsFiles, dial
 from protos.v1 import fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
 from tests.integration.conftest import MakeIdentity
+from trust.ca import create_authority, new_identity, sign_request
 
 TEXTS = ["Aortic valve stenosis is a narrowing.", "Atrial fibrillation is an arrhythmia."]
 
@@ -112,25 +115,39 @@ def test_the_role_table_is_what_the_wire_does(
     channel.close()
 
 
-def test_a_certificate_of_another_authority_gets_no_answer(
-    address: str, tmp_path: Path, identities: MakeIdentity
-) -> None:
-    from trust.ca import create_authority, new_identity, sign_request
-
+@pytest.fixture
+def stranger(tmp_path: Path) -> TlsFiles:
+    """A certificate of another authority, and that authority."""
     other, home = tmp_path / "other", tmp_path / "stranger"
     create_authority(other, "other")
-    request = new_identity(home, "researcher", "eve")
-    (home / "certificate.pem").write_bytes(
-        sign_request(other, request, role="researcher", name="eve")
-    )
-    files = TlsFiles(
-        ca=identities("researcher", "x").ca,
-        certificate=home / "certificate.pem",
-        key=home / "key.pem",
-    )
-    with _sdk(address, files) as sdk, pytest.raises(grpc.RpcError) as caught:
-        sdk.rounds()
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    request = new_identity(home, "participant", "eve")
+    certificate = sign_request(other, request, role="participant", name="eve")
+    (home / "certificate.pem").write_bytes(certificate)
+    return TlsFiles(ca=other / "ca.pem", certificate=home / "certificate.pem", key=home / "key.pem")
+
+
+def test_a_certificate_of_another_authority_is_told_what_to_check(
+    address: str, identities: MakeIdentity, stranger: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "RETRY_S", 0.5)
+    ours = identities("participant", "x").ca
+    client = Client(address, dataclasses.replace(stranger, ca=ours))
+    with pytest.raises(
+        RemoteError, match=r"certificate\.pem was issued by its authority"
+    ) as caught:
+        client.join("test")
+    assert caught.value.error_id == "unreachable"
+    client.close()
+
+
+def test_a_coordinator_of_another_authority_is_not_trusted(
+    address: str, stranger: TlsFiles
+) -> None:
+    client = Client(address, stranger)
+    with pytest.raises(RemoteError, match=r"check that ca\.pem") as caught:
+        client.join("test")
+    assert caught.value.error_id == "wrong_authority"
+    client.close()
 
 
 def test_a_participant_cannot_read_what_another_one_shipped(
@@ -239,8 +256,6 @@ def _spoil(path: Path, kind: str) -> None:
         arrays["topk_ids"][0, 0] = whole.header.vocab_size
     elif kind == "spelling":
         arrays["vocab_bytes"][:] = 65
-    import dataclasses
-
     metadata = {
         "format": "LogitHeader",
         "header": json.dumps(dataclasses.asdict(whole.header)),
