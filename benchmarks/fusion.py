@@ -88,6 +88,8 @@ class Sizes:
     batch_size: int = 8
     seq_len: int = 128
     top_k: int = 16
+    distill_weight: float = 0.7
+    """lambda of uniform, unified and pairwise; infifusion keeps its own 0.5."""
 
 
 def _spec(architecture: Any, hidden: int, layers: int, heads: int, vocabulary: int) -> ModelSpec:
@@ -212,6 +214,7 @@ def _fuse(job: Job, texts: Texts, name: str) -> Made:
         train=_schedule(steps, job.sizes.lr, job.seed),
         batch_size=job.sizes.batch_size,
         seq_len=job.sizes.seq_len,
+        distill_weight=job.sizes.distill_weight,
     )
     if method == "infifusion":  # its code base's own default for the share of distillation
         settings = replace(settings, loss="infifusion", distill_weight=0.5)
@@ -415,6 +418,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="the demo's sizes: a third of the time"
     )
+    parser.add_argument("--distill-weight", type=float, default=FULL.distill_weight)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="folder for results-table.md, .json and .png")
     parser.add_argument("--work", type=Path, help="folder to keep models and contributions in")
@@ -424,7 +428,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
     options = parser.parse_args(None if arguments is None else list(arguments))
     seeds = [int(seed) for seed in options.seeds.split(",")]
     began_s = time.perf_counter()
-    sizes = sizes_for(options.quick, options.minutes, len(seeds))
+    sizes = replace(
+        sizes_for(options.quick, options.minutes, len(seeds)),
+        distill_weight=options.distill_weight,
+    )
     with tempfile.TemporaryDirectory() as temporary:
         results = measure(seeds, sizes, options.workers, options.work or Path(temporary))
     summary = summarise(results) | {"seconds": round(time.perf_counter() - began_s, 1)}

@@ -60,6 +60,7 @@ def demo(
     from cofuse.demo.run import ROUNDS, DemoError, DemoPlan, FederationError, run_demo
     from cofuse.demo.screen import screen
     from cofuse.demo.settings import DEMO, QUICK
+    from protos.spec import SpecError
 
     wanted = ("logits-unified",) if quick else tuple(rounds.split(","))
     if unknown := [name for name in wanted if name not in ROUNDS]:
@@ -80,7 +81,7 @@ def demo(
                 f"FP8 emulated on CPU, rounds {', '.join(wanted)}"
             )
             result = run_demo(plan, talk)
-    except (DemoError, FederationError, MissingSourceError) as error:
+    except (DemoError, FederationError, MissingSourceError, SpecError) as error:
         typer.echo(f"error: {error}", err=True)
         if as_json:
             typer.echo(json.dumps({"ok": False, "error": str(error)}))

@@ -23,7 +23,7 @@ class CoordinatorConfig(StrictConfig):
     """Who lets a submitted round run."""
     max_upload_bytes: int = Field(default=64 * 2**30, ge=1)
     fuse_workers: int = Field(default=0, ge=0)
-    """Training runs side by side in a fusion job; 0: one a CPU core."""
+    """Training runs side by side in a fusion job; 0: one more than CPU cores."""
     tls: TlsConfig
 
 

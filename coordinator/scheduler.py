@@ -45,7 +45,8 @@ class Scheduler:
         fuse_workers: int = 0,
     ) -> None:
         self._root = root
-        self._fuse_workers = fuse_workers or os.cpu_count() or 1
+        # One more than cores: of three runs on two cores, none waits for another to end.
+        self._fuse_workers = fuse_workers or (os.cpu_count() or 1) + 1
         self._store = store
         self._artifacts = artifacts
         self._engine = engine

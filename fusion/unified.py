@@ -44,8 +44,8 @@ class FusionSettings:
     loss: Literal["span_kl", "infifusion", "none"] = "span_kl"
     """none: the control, plain training on the same text."""
     routing: Literal["posterior", "uniform"] = "posterior"
-    distill_weight: float = 0.9
-    """lambda, in [0, 1]: the experts' share; the text's own share is the rest."""
+    distill_weight: float = 0.7
+    """lambda, in [0, 1]: the experts' share; the text's own share is the rest (docs/log.md)."""
     decay: float = 0.9
     """Fading of the routing evidence per token, in (0, 1]."""
     temperature: float = 1.0

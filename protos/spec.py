@@ -68,7 +68,7 @@ class RoundSpec(Strict):
     """Log-probabilities kept per position."""
     loss: Literal["span_kl", "infifusion"] = "span_kl"
     routing: Literal["posterior", "uniform"] = "posterior"
-    distill_weight: float = Field(default=0.9, ge=0, le=1)
+    distill_weight: float = Field(default=0.7, ge=0, le=1)
     """lambda: share of the distillation loss; the rest is cross-entropy on the public text."""
     merge_weight: float | None = Field(default=None, gt=0, le=10)
     """Factor on the merged delta; None: the method's own (fusion/merge.py)."""

@@ -73,6 +73,11 @@ class Federation:
 
     def start_coordinator(self, *, engine_advertise: str | None = None) -> None:
         """Start the coordinator and wait until it serves; again after a stop keeps its ports."""
+        self.begin_coordinator(engine_advertise=engine_advertise)
+        self.await_coordinator()
+
+    def begin_coordinator(self, *, engine_advertise: str | None = None) -> None:
+        """Start the coordinator's process."""
         home = self._folder / "coordinator"
         settings = {
             "listen": self.address or "127.0.0.1:0",
@@ -88,6 +93,9 @@ class Federation:
         }
         (home / "coordinator.toml").write_text(toml_text(settings), encoding="utf-8")
         self._spawn("coordinator", "coordinator.main", [str(home / "coordinator.toml")])
+
+    def await_coordinator(self) -> None:
+        """Wait until the coordinator serves."""
         ready = self._wait_ready("coordinator")
         self.address, self.engine_address = ready["address"], ready["engine_address"]
 

@@ -87,9 +87,11 @@ def run_demo(plan: DemoPlan, screen: Screen) -> DemoResult:
     with peak_memory() as memory, Federation(work, _Ear(screen, result)) as federation:
         screen.say("coordinator: making its certificate authority and starting, mutual TLS")
         federation.init()
-        federation.start_coordinator()
+        federation.begin_coordinator()
         screen.say(f"reading ICD-10-CM, MONDO and HPO for {len(plan.hospitals)} hospitals")
         _write_public(plan, work)
+        federation.await_coordinator()
+        screen.say("starting the hospitals; each loads torch, then trains")
         for hospital in plan.hospitals:
             federation.start_participant(_participant(plan, hospital, work))
         federation.run("pivot-0", "cofuse.demo.base_pivot", [str(_base_job(plan, work))])

@@ -78,9 +78,10 @@ DEMO: Final = DemoSettings(
 
 QUICK: Final = replace(
     DEMO,
-    expert_training=_training(220),
-    pivot_training=_training(180),
-    round_steps=180,
+    limits=replace(_LIMITS, questions=30),
+    expert_training=_training(180),
+    pivot_training=_training(150),
+    round_steps=160,
 )
 """For `--quick`: the same text and models, less training, one round."""
 
