@@ -19,7 +19,7 @@ def show_result(result: DemoResult, report: Path, *, to_stderr: bool) -> None:
         console = Console(stderr=to_stderr, highlight=False, width=110)
     console.print(_table("bits per byte, held-out text (lower is better)", result.bpb))
     if result.accuracy:
-        title = "accuracy, multiple choice on the hospitals' own facts (chance 0.25)"
+        title = "accuracy on the hospitals' own facts (chance 0.25)"
         console.print(_table(title, result.accuracy))
     for text, held in result.claims:
         console.print(f"{'holds' if held else 'FAILS'}  {text}", markup=False)

@@ -102,6 +102,7 @@ def run_demo(plan: DemoPlan, screen: Screen) -> DemoResult:
             _wait_joined(federation, researcher, plan)
             _run_rounds(federation, researcher, plan, screen, result)
         _collect_egress(plan, work, result)
+    result.bpb, result.accuracy = (_ordered(table, plan) for table in (result.bpb, result.accuracy))
     result.peak_rss_mb = round(memory.peak_mb, 1)
     result.seconds = round(time.monotonic() - start, 1)
     result.claims = claims(result.bpb)
@@ -347,6 +348,14 @@ def _take_home(
         }
         for hospital in plan.hospitals
     ]
+
+
+def _ordered(table: Table, plan: DemoPlan) -> Table:
+    """Base, the experts in their domains' order, the controls, the pivots; domains likewise."""
+    experts = [f"expert:{hospital.name}" for hospital in plan.hospitals]
+    models = ["base", *experts, "sft", "infifusion", *PIVOT_OF.values()]
+    domains = [hospital.department for hospital in plan.hospitals]
+    return {m: {d: table[m][d] for d in domains if d in table[m]} for m in models if m in table}
 
 
 def _collect_egress(plan: DemoPlan, work: Path, result: DemoResult) -> None:
