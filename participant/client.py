@@ -1,6 +1,7 @@
 """The participant's side of the wire: join, fetch public files, put and commit a contribution."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,16 @@ RETRY_S: Final = 300.0
 """How long a lost coordinator is dialled again before the work is given back."""
 
 
+class Stopped(Exception):  # noqa: N818 - not an error
+    """We were asked to stop; the work goes on at the next start."""
+
+
 class Client:
     """Every call repeats safely; a broken transfer goes on where it ended."""
 
-    def __init__(self, address: str, tls: TlsFiles) -> None:
+    def __init__(self, address: str, tls: TlsFiles, stop: threading.Event | None = None) -> None:
+        """Args: stop: once set, a call that would be repeated raises Stopped instead."""
+        self._stop = stop or threading.Event()
         self._channel = dial(address, tls)
         self._fleet = fleet_pb2_grpc.FleetStub(self._channel)
         self._transfer = transfer_pb2_grpc.TransferStub(self._channel)
@@ -109,5 +116,6 @@ class Client:
                 if time.monotonic() > deadline:
                     raise RemoteError("unreachable", str(refusal)) from None
                 _LOG.warning("%s Trying again.", refusal)
-            time.sleep(pause_s)
+            if self._stop.wait(pause_s):
+                raise Stopped
             pause_s = min(5.0, pause_s * 2)

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import torch
 
 from fp8.train import Progress
-from participant.client import Client
+from participant.client import Client, Stopped
 from participant.config import ParticipantConfig, load_config
 from participant.corpus import CorpusError
 from participant.egress import EgressLog
@@ -44,10 +44,6 @@ Status = Literal["committed", "refused", "failed"]
 Tell = Callable[[str, dict[str, Any]], None]
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
-    """We were asked to stop; the work goes on at the next start."""
-
-
 class Participant:
     """One institution's daemon."""
 
@@ -60,7 +56,7 @@ class Participant:
         self._outbox.mkdir(parents=True, exist_ok=True)
         self._expert = Expert(config.data_dir / "expert", config.corpus, config.model)
         self._egress = EgressLog(config.data_dir / "egress.jsonl")
-        self._client = Client(config.coordinator, config.tls.files())
+        self._client = Client(config.coordinator, config.tls.files(), self._stop)
 
     def stop(self) -> None:
         """Ask the loop to end at its next step; training writes a checkpoint first."""
@@ -222,6 +218,8 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: participant.stop())
     try:
         participant.run()
+    except Stopped:
+        return 0
     except (CorpusError, RemoteError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -149,7 +149,9 @@ def test_the_loss_is_the_stated_mixture_and_its_parts_are_reported() -> None:
     rows = torch.arange(32).reshape(2, 16) + 7
     loss, parts = fusion_loss(net, Windows(rows), data, SETTINGS)
     distill = parts["span_kl"] + SETTINGS.alm_weight * parts["alm"]
-    assert loss.item() == pytest.approx(0.1 * parts["ce"] + 0.9 * distill, rel=1e-5)
+    assert loss.item() == pytest.approx(
+        (1 - SETTINGS.distill_weight) * parts["ce"] + SETTINGS.distill_weight * distill, rel=1e-5
+    )
     with torch.no_grad():
         logits = net(data.stream[rows]).logits
     ce = torch.nn.functional.cross_entropy(logits.flatten(0, 1), data.stream[rows + 1].flatten())
