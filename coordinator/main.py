@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from coordinator.scheduler import Scheduler
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService
 from protos.config import ConfigError
-from protos.process import die_with_parent
+from protos.process import die_with_parent, on_stop_signal
 from protos.tls import SERVER_OPTIONS, server_credentials
 from protos.v1 import fleet_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
 
@@ -100,8 +99,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    on_stop_signal(stop.set)
     with serving(config) as running:
         ready = {
             "kind": "ready",

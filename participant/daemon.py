@@ -6,7 +6,6 @@ engine's loopback port. Safe to kill at any line: started again, it goes on.
 
 import json
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.errors import RemoteError
 from protos.messages import Assignment, Report, Scores
-from protos.process import die_with_parent
+from protos.process import die_with_parent, on_stop_signal
 
 VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
@@ -214,8 +213,7 @@ def main(argv: list[str]) -> int:
         return 2
     torch.set_num_threads(config.threads)
     participant = Participant(config, policy, _tell_stdout)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: participant.stop())
+    on_stop_signal(participant.stop)
     try:
         participant.run()
     except Stopped:

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -48,6 +49,28 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):  # it died before the line above
         raise SystemExit(0)
+
+
+def on_stop_signal(callback: Callable[[], object]) -> None:
+    """Call `callback` once, in a thread of its own, when SIGTERM or SIGINT comes.
+
+    The handler itself only writes a byte: whatever takes a lock (Event.set does) may deadlock in
+    a handler, and a dying parent's threads send the signal several times over.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+
+    def wake(_number: int, _frame: object) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(write_end, b"x")
+
+    def wait() -> None:
+        os.read(read_end, 1)
+        callback()
+
+    threading.Thread(target=wait, name="stop-signal", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, wake)
 
 
 def end(process: "subprocess.Popen[str]", grace_s: float = 10.0) -> None:

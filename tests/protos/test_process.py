@@ -1,0 +1,31 @@
+"""A program that is told to stop stops, however often it is told."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import threading
+from protos.process import on_stop_signal
+
+stop = threading.Event()
+on_stop_signal(stop.set)
+print("ready", flush=True)
+while not stop.wait(0.0005):
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_storm_of_signals_ends_a_program_and_never_wedges_it(number: signal.Signals) -> None:
+    for _ in range(5):
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True
+        )
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        for _ in range(50):
+            program.send_signal(number)
+        assert program.wait(20) == 0
