@@ -28,4 +28,5 @@ def test_a_storm_of_signals_ends_a_program_and_never_wedges_it(number: signal.Si
         assert program.stdout.readline() == "ready\n"
         for _ in range(50):
             program.send_signal(number)
-        assert program.wait(20) == 0
+        # While the interpreter shuts down it has no handlers any more: a late signal ends it too.
+        assert program.wait(20) in (0, -number)
