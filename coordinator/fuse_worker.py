@@ -23,7 +23,7 @@ from coordinator.pivot_card import Scores, canonical, model_card, sums
 from fp8.train import Progress, TrainConfig
 from fusion.codec import read_delta, read_logits
 from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
-from fusion.merge import merge
+from fusion.merge import merge, subtract
 from fusion.models import load_model, load_parameter_arrays, parameter_arrays, save_model
 from fusion.unified import FusionSettings, fuse
 from protos.chunks import sha256_of
@@ -117,7 +117,7 @@ def merge_runs(job: FuseJob) -> Path:
             parameter_arrays(load_model(job.directory / "runs" / f"pairwise-{source}" / "model")[0])
             for source in job.contributions
         ]
-        deltas = [{name: copy[name] - base[name] for name in base} for copy in copies]
+        deltas = [subtract(copy, base) for copy in copies]
     merged = merge(base, deltas, job.spec.merge, weight=job.spec.merge_weight)
     load_parameter_arrays(model, merged)
     _whole(out, lambda partial: save_model(model, tokenizer, partial))

@@ -10,6 +10,7 @@ from fp8.train import Progress, TrainConfig
 from fusion.codec import write_delta, write_logits
 from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
 from fusion.extract import extract_logits
+from fusion.merge import subtract
 from fusion.models import load_model, parameter_arrays
 from participant.stages.cpt import Expert, adapt_pivot
 from protos.chunks import sha256_of
@@ -82,7 +83,7 @@ def export_delta(
     after = parameter_arrays(model)
     write_delta(
         path,
-        {name: after[name] - before[name] for name in before},
+        subtract(after, before),
         pivot_sha256=assignment.pivot_sha256,
         steps=training.steps,
         tokens=training.steps * training.batch_size * training.seq_len,

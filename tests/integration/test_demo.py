@@ -54,16 +54,7 @@ def test_a_demo_answers_with_all_its_keys(
 
 
 def test_ctrl_c_ends_everything_it_started(tmp_path: Path) -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "cofuse.cli", "demo", "--quick", "--out", str(tmp_path / "out")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert demo.stderr is not None
-    for line in demo.stderr:
-        if "pre-training" in line:
-            break
+    demo = _training_demo(tmp_path)
     children = psutil.Process(demo.pid).children(recursive=True)
     assert len(children) >= 5
     demo.send_signal(signal.SIGINT)
@@ -77,15 +68,7 @@ def test_ctrl_c_ends_everything_it_started(tmp_path: Path) -> None:
 
 
 def test_a_killed_demo_takes_its_processes_along(tmp_path: Path) -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "cofuse.cli", "demo", "--quick", "--out", str(tmp_path / "out")],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert demo.stderr is not None
-    for line in demo.stderr:
-        if "pre-training" in line:
-            break
+    demo = _training_demo(tmp_path)
     children = psutil.Process(demo.pid).children(recursive=True)
     demo.kill()
     demo.wait()
@@ -117,3 +100,18 @@ def test_a_claim_fails_when_its_numbers_say_so() -> None:
     ):
         bad = {**good, model: {**good[model], domain: worse}}
         assert not DemoResult(claims=claims(bad)).ok
+
+
+def _training_demo(folder: Path) -> "subprocess.Popen[str]":
+    """Start the demo as a program and wait until it trains."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "cofuse.cli", "demo", "--quick", "--out", str(folder / "out")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert demo.stderr is not None
+    for line in demo.stderr:
+        if "pre-training" in line:
+            break
+    return demo
