@@ -33,7 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cofuse.demo.corpora import Department, Limits, departments, general_text
 from fp8.convert import convert_to_float8_training
-from fp8.recipe import BlockScaling, fastest_gemm
+from fp8.recipe import BlockScaling
 from fp8.train import TrainConfig, causal_lm_loss, packed_batches, train
 from fusion.codec import read_delta, read_logits, write_delta, write_logits
 from fusion.evaluate import bits_per_byte, recovery
@@ -182,7 +182,7 @@ def _expert(job: Job, texts: Texts, name: str) -> Made:
     tokenizer = train_tokenizer(private, sizes.experts[place].vocab_size)
     spec = replace(sizes.experts[place], vocab_size=len(tokenizer))
     model = build_model(spec, 10 * job.seed + place)
-    convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
+    convert_to_float8_training(model, BlockScaling())
     _train(model, tokenizer, private, job, sizes.expert_steps, sizes.lr)
     contribution = extract_logits(
         model,

@@ -1,172 +1,290 @@
-"""Split tensors into E4M3 codes and one scale per block, and undo it.
+"""Split tensors into codes and one scale per block, and undo it.
 
-`quantize_*` make codes, the thing to store and to feed to hardware. `fake_quantize*` give what
-`dequantize` would give back, by arithmetic and without codes: torch's up-cast from 8 bits costs
-about five times as much on a CPU as the whole of it.
+`quantize` makes codes, the thing to store and to feed to hardware. `fake_quantize` gives what
+`dequantize` would give back, by arithmetic and without codes: on a CPU that is the faster way.
 NaN or infinity anywhere in a block makes the whole block NaN: the cast alone would hide infinity
-as 448. The caller sees it in the loss. No gradient passes through; the layer's backward is its own.
-Shapes: M, N = rows, columns; m, n = blocks along them, the last one maybe short.
+as the largest code. The caller sees it in the loss. No gradient passes through; the layer's
+backward is its own.
 """
 
+import itertools
+import math
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from fp8.formats import E4M3
-from fp8.recipe import BlockScaling
+from fp8.formats import E2M1, E4M3, E5M2, FloatFormat, decode, encode
+from fp8.recipe import Block, QuantSpec
+from fp8.rounding import round_at_random, round_to_nearest, rounding_in_one
 
-DEFAULT: Final = BlockScaling()
+DEFAULT: Final = QuantSpec()
 
 # fp32 bit patterns.
-_EXPONENT_MASK: Final = 0x7F800000
 _MANTISSA_BITS: Final = 23
-# amax / 448 <= 2**k exactly when amax <= 1.75 * 2**(k + 8): adding the part of the mantissa above
-# 1.75 carries into the exponent for every larger mantissa, without a division or a logarithm.
-_CARRY_ABOVE_MAX: Final = 0x1FFFFF
-_MAX_EXPONENT: Final = 8
-# x + 1.5 * 2**20 * 2**E, with 2**E <= |x| < 2**(E+1), has a last place of 2**(E-3): the addition
-# itself rounds x to three bits of mantissa, to nearest even, and the subtraction is exact.
-_ROUNDING_SHIFT: Final = 1.5 * 2.0 ** (_MANTISSA_BITS - E4M3.mantissa_bits)
-# Between these scales a block can be rounded without being scaled: every E4M3-normal value has its
-# exponent in its own bits (below, fp32 is subnormal), and the shift does not overflow.
-_LOWEST_SCALE_IN_PLACE: Final = 2.0**-120
-_HIGHEST_SCALE_IN_PLACE: Final = 2.0**90
+_MANTISSA_MASK: Final = 0x7FFFFF
+_TINY: Final = torch.finfo(torch.float32).tiny
+# Between these scales a block can be rounded without being scaled: every normal value of the
+# format has its exponent in its own bits (below, fp32 is subnormal), and no sum overflows.
+_LOWEST_SCALE_IN_PLACE: Final = 2.0**-110
+_HIGHEST_SCALE_IN_PLACE: Final = 2.0**80
+
+# Between the exponent biases of fp16 and E4M3.
+_LIFT: Final = 2.0**8
 
 
 class Quantized(NamedTuple):
-    """A tensor as codes and scales: block (i, j) stands for codes * scale[i, j]."""
+    """A matrix as codes and scales: block (i, j) stands for codes * scale[i, j]."""
 
     codes: Tensor
-    """float8_e4m3fn, the shape of the tensor."""
+    """[R, C] of spec.format.dtype; two to a byte, [R, ceil(C / 2)], for E2M1."""
     scale: Tensor
-    """float32, one per block: [..., M, n] for 1 x block, [m, n] for block x block."""
-    block: tuple[int, int]
-    """Rows and columns of a block."""
+    """float32, one per block: [ceil(R / rows), ceil(C / columns)]; e4m3 scales too."""
+    spec: QuantSpec
+    outer: Tensor | None = None
+    """float32, what e4m3 scales are multiplied by: [R, 1] or [1, 1]."""
+    columns: int | None = None
+    """C, where packed codes do not tell."""
 
 
-def block_scale(amax: Tensor, recipe: BlockScaling = DEFAULT) -> Tensor:
+def block_scale(amax: Tensor, spec: QuantSpec = DEFAULT) -> Tensor:
     """Return the scale of blocks whose largest absolute value is amax.
 
     Args: amax: float32, at least 0, any shape.
     Returns: float32 like amax; 1 where amax is 0; NaN where it is not finite. amax / scale is at
-        most 448 (an fp32 scale: but for its rounding), so no cast ever has to saturate; it is
-        above 224 for a power of two, unless scale is clamped at 2**-126.
+        most spec.format.max (an fp32 scale: but for its rounding), so no cast ever has to
+        saturate; it is above half of it for a power of two, unless scale is clamped at 2**-126.
     """
-    if recipe.scale_format == "power_of_two":
-        exponent = (amax.view(torch.int32) + _CARRY_ABOVE_MAX) >> _MANTISSA_BITS
-        scale = ((exponent - _MAX_EXPONENT).clamp_(min=1) << _MANTISSA_BITS).view(torch.float32)
+    if spec.scale_format == "fp32":
+        scale = (amax / spec.format.max).clamp_(min=_TINY)
     else:
-        scale = (amax / E4M3.max).clamp_(min=torch.finfo(torch.float32).tiny)
+        scale = _power_of_two(amax, spec.format.max)
     # amax * 0 is 0, or NaN for NaN and infinity; amax == 0 has no block to scale.
     return scale.masked_fill_(amax == 0, 1.0).add_(amax * 0.0)
 
 
-def quantize_1x128(x: Tensor, recipe: BlockScaling = DEFAULT) -> Quantized:
-    """Quantise blocks of `recipe.block` along the last axis; the last may be short.
+def quantize(x_RC: Tensor, spec: QuantSpec = DEFAULT, *, amax: Tensor | None = None) -> Quantized:
+    """Quantise a matrix; blocks at its edges may be short.
 
-    Args: x: [..., M, N], any float dtype; it is up-cast before scaling.
-    Returns: x is restored to within max(2**-4 * |x|, 2**-10 * scale) by `dequantize`; what rounds
-        to more than fp32 can hold (|x| above 3.29e38) comes back as infinity.
+    Args: x_RC: any float dtype; it is up-cast before scaling. amax: what to take for the largest
+        value of every block; larger ones saturate. Give NaN where x is not finite: with amax
+        given nobody looks.
+    Returns: x is restored to within max(2**-(m+1) * |x|, subnormal / 2 * scale) by `dequantize`,
+        m the format's bits of mantissa; twice that when rounding is stochastic. A block whose
+        e4m3 scale is subnormal (14,000 times below its outer one) may clip by a third.
     """
-    columns = _block_count(x.shape[-1], recipe.block)
-    padded = pad(x.detach().float(), (0, columns * recipe.block - x.shape[-1]))
-    blocks = padded.reshape(*x.shape[:-1], columns, recipe.block)
-    scale = block_scale(blocks.abs().amax(-1), recipe)
-    codes = (blocks / scale.unsqueeze(-1)).to(E4M3.dtype).flatten(-2)
-    return Quantized(codes[..., : x.shape[-1]].contiguous(), scale, (1, recipe.block))
-
-
-def quantize_128x128(w_MN: Tensor, recipe: BlockScaling = DEFAULT) -> Quantized:
-    """Quantise square tiles of a matrix; the transpose has the same codes, transposed."""
-    tiles_mbnb = _tiles(w_MN.detach().float(), recipe.block)
-    scale_mn = block_scale(tiles_mbnb.abs().amax((1, 3)), recipe)
-    codes = (tiles_mbnb / scale_mn[:, None, :, None]).to(E4M3.dtype).flatten(2).flatten(0, 1)
-    M, N = w_MN.shape
-    return Quantized(codes[:M, :N].contiguous(), scale_mn, (recipe.block, recipe.block))
+    if x_RC.ndim != 2:
+        raise ValueError(f"quantize takes a matrix; found shape {tuple(x_RC.shape)}: flatten it")
+    source = x_RC.detach().float()
+    values = torch.empty_like(source, memory_format=torch.contiguous_format)
+    scale, outer = _empty_scale(source, spec, 1), _outer_scale(source, spec, 1)
+    for x, unit, own in _blocks((source, values, scale), spec.block, 1):
+        _set_scale(x, own, spec, outer, amax)
+        whole = own if outer is None else own * _at(outer, own)
+        unit.copy_(x)
+        if spec.scale_format == "power_of_two":  # then the same, and faster
+            unit.mul_(whole.reciprocal())
+        else:
+            unit.div_(whole)
+    if amax is not None or spec.scale_format != "power_of_two":
+        values.clamp_(-spec.format.max, spec.format.max)
+    if spec.stochastic:
+        round_at_random(values, spec.format)
+    columns = x_RC.shape[1] if spec.format is E2M1 else None
+    return Quantized(encode(values, spec.format), scale, spec, outer, columns)
 
 
 def dequantize(q: Quantized) -> Tensor:
     """Return codes * scale in float32; exact when the scales are powers of two."""
-    rows, columns = q.block
-    M, N = q.codes.shape[-2:] if q.codes.ndim > 1 else (1, q.codes.shape[-1])
-    scale = q.scale.repeat_interleave(columns, -1)[..., :N]
-    if rows > 1:
-        scale = scale.repeat_interleave(rows, -2)[..., :M, :]
-    return q.codes.float() * scale
+    values = _values(q.codes, q.spec.format)
+    if q.columns is not None:
+        values = values[:, : q.columns].contiguous()
+    lift = _LIFT if q.spec.format is E4M3 else 1.0
+    if lift > 1 and _overflows(q.scale * lift):
+        values, lift = values * lift, 1.0
+    for block, own in _blocks((values, q.scale), q.spec.block, 1):
+        block.mul_(own * lift)
+        if q.outer is not None:
+            block.mul_(_at(q.outer, own))
+    return values
 
 
-def fake_quantize(x: Tensor, recipe: BlockScaling = DEFAULT, dim: int = -1) -> Tensor:
-    """Return what quantising x in 1 x block along `dim` and dequantising it gives.
+def fake_quantize(
+    x: Tensor,
+    spec: QuantSpec = DEFAULT,
+    dim: int = -1,
+    *,
+    amax: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return what quantising x in blocks along `dim` and dequantising it gives.
 
-    Equal as numbers to `dequantize(quantize_1x128(x))` for dim -1; a zero loses its sign.
+    Equal as numbers to `dequantize(quantize(x))` for dim -1, and to that of the transpose for the
+    other axis of a matrix; a zero loses its sign.
 
-    Args: x: any shape and float dtype; dim: the axis that the GEMM sums over.
-    Returns: float32, the shape of x, new.
+    Args: x: any shape and float dtype; tiles of several rows need a matrix. dim: the axis that
+        the GEMM sums over. amax: as for `quantize`. dtype: of the result; bfloat16 holds it
+        exactly if spec.exact_in_bfloat16.
+    Returns: the shape of x, new.
     """
-    source, out = x.detach().float(), torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    size, dim = x.shape[dim], dim % x.ndim
-    whole = size - size % recipe.block
-    # Two views instead of padding: the short last block would cost a copy of everything.
-    if whole:
-        shape = (whole // recipe.block, recipe.block)
-        part, part_out = source.narrow(dim, 0, whole), out.narrow(dim, 0, whole)
-        blocks, blocks_out = (
-            torch.unflatten(part, dim, shape),
-            torch.unflatten(part_out, dim, shape),
-        )
-        _round(blocks, (dim + 1,), recipe, blocks_out)
-    if size > whole:
-        tail = size - whole
-        _round(source.narrow(dim, whole, tail), (dim,), recipe, out.narrow(dim, whole, tail))
-    return out
+    rounding = None if spec.stochastic else rounding_in_one(x.device)
+    source, dim = x.detach() if rounding else x.detach().float(), dim % x.ndim
+    out = torch.empty(x.shape, dtype=dtype if rounding else torch.float32, device=x.device)
+    scale, outer = _empty_scale(source, spec, dim), _outer_scale(source, spec, dim)
+    for block, rounded, own in _blocks((source, out, scale), spec.block, dim):
+        if rounding:
+            _set_scale(block, own, spec, outer, amax)
+            whole = own if outer is None else own * _at(outer, own)
+            inverse = whole.reciprocal() if spec.scale_format == "power_of_two" else None
+            rounding(block, whole, inverse, spec.format, rounded)
+            continue
+        torch.abs(block, out=rounded)  # scratch until the end: an allocation costs a pass
+        _set_scale(rounded, own, spec, outer, amax)
+        if amax is None and _is_in_place(own, spec):
+            round_to_nearest(block, own * spec.format.smallest_normal, spec.format, rounded)
+            continue
+        whole = own if outer is None else own * _at(outer, own)
+        torch.div(block, whole, out=rounded)
+        rounded.clamp_(-spec.format.max, spec.format.max)
+        if spec.stochastic:
+            round_at_random(rounded, spec.format)
+        else:
+            normal = torch.full_like(own, spec.format.smallest_normal)
+            round_to_nearest(rounded, normal, spec.format, rounded)
+        rounded.mul_(whole)
+    return out.to(dtype)
 
 
-def fake_quantize_128x128(w_MN: Tensor, recipe: BlockScaling = DEFAULT) -> Tensor:
-    """Return what quantising w in square tiles and dequantising it gives; float32, new."""
-    tiles_mbnb = _tiles(w_MN.detach().float(), recipe.block)
-    out = torch.empty_like(tiles_mbnb, memory_format=torch.contiguous_format)
-    _round(tiles_mbnb, (1, 3), recipe, out)
-    M, N = w_MN.shape
-    return out.flatten(2).flatten(0, 1)[:M, :N].contiguous()
+def requantize_transpose(q: Quantized) -> Quantized:
+    """Quantise the transpose along what were its rows, from codes alone.
+
+    With power-of-two scales this equals quantising the source's transpose, but for values that
+    fall among the subnormals of one of the two (docs/fp8.md has the limits).
+    """
+    return quantize(dequantize(q).t(), q.spec)
 
 
-def _round(x: Tensor, dims: tuple[int, ...], recipe: BlockScaling, out: Tensor) -> None:
-    """Write x, rounded to E4M3 with one scale per block (its axes: dims), to out."""
-    if x.numel() == 0:
+def _power_of_two(amax: Tensor, largest: float) -> Tensor:
+    """The smallest power of two s with amax / s <= largest, at least 2**-126.
+
+    amax <= largest * 2**k exactly when its mantissa does not pass that of `largest`: adding what
+    lies above it carries into the exponent for every larger one, without division or logarithm.
+    """
+    mantissa, exponent = math.frexp(largest)
+    carry = _MANTISSA_MASK - int((mantissa * 2 - 1) * 2**_MANTISSA_BITS)
+    power = ((amax.view(torch.int32) + carry) >> _MANTISSA_BITS) - (exponent - 1)
+    return (power.clamp_(min=1) << _MANTISSA_BITS).view(torch.float32)
+
+
+def _set_scale(
+    x: Tensor, own: Tensor, spec: QuantSpec, outer: Tensor | None, amax: Tensor | None
+) -> None:
+    """Write the scales of blocks x [n, rows, m, columns] to own [n, 1, m, 1]."""
+    if amax is not None:
+        if outer is not None:
+            raise ValueError("amax was given, but e4m3 scales have two levels: leave it out")
+        own.copy_(block_scale(amax.float(), spec).expand_as(own))
         return
-    torch.abs(x, out=out)  # out is scratch until the end: an allocation costs as much as a pass
-    scale = block_scale(out.amax(dims, keepdim=True), recipe)
-    if recipe.scale_format == "power_of_two" and _is_in_place(scale):
-        _round_to_e4m3(x, scale * E4M3.smallest_normal, out)
+    largest = x.abs().amax(tuple(range(1, x.ndim, 2)), keepdim=True).float()
+    if outer is None:
+        own.copy_(block_scale(largest, spec))
         return
-    _round_to_e4m3(x / scale, torch.full_like(scale, E4M3.smallest_normal), out)
-    out.mul_(scale)
+    wanted = largest / spec.format.max / _at(outer, own)
+    rounded = wanted.clamp(E4M3.smallest_subnormal, E4M3.max).to(E4M3.dtype).float()
+    own.copy_(rounded.masked_fill_(largest == 0, 1.0).add_(largest * 0.0))
 
 
-def _round_to_e4m3(x: Tensor, smallest_normal: Tensor, out: Tensor) -> None:
-    """Round to three bits of mantissa, and below smallest_normal to its eighths."""
-    magnitude = torch.bitwise_and(x.view(torch.int32), _EXPONENT_MASK).view(torch.float32)
-    # maximum hands NaN on, from x (its exponent bits give infinity) and from the scale.
-    torch.maximum(magnitude, smallest_normal, out=magnitude)
-    torch.add(x, magnitude, alpha=_ROUNDING_SHIFT, out=out)
-    out.sub_(magnitude, alpha=_ROUNDING_SHIFT)
+def _outer_scale(x: Tensor, spec: QuantSpec, dim: int) -> Tensor | None:
+    """Second-level scales, so that the first-level ones fit E4M3; None if there is one level."""
+    if spec.scale_format != "e4m3":
+        return None
+    axes = tuple(range(x.ndim)) if spec.outer[0] is None else (dim,)
+    largest = x.abs().amax(axes, keepdim=True) if x.numel() else x.new_zeros([1] * x.ndim)
+    largest = largest.float()
+    scale = _power_of_two(largest, spec.format.max * E4M3.max)
+    return scale.masked_fill_(largest == 0, 1.0).add_(largest * 0.0)
 
 
-def _is_in_place(scale: Tensor) -> bool:
+def _is_in_place(scale: Tensor, spec: QuantSpec) -> bool:
+    if spec.scale_format != "power_of_two" or spec.stochastic:
+        return False
     lowest, highest = torch.aminmax(scale)
     return bool(lowest >= _LOWEST_SCALE_IN_PLACE) and bool(highest <= _HIGHEST_SCALE_IN_PLACE)
 
 
-def _block_count(size: int, block: int) -> int:
-    return -(-size // block)
+def _values(codes: Tensor, fmt: FloatFormat) -> Tensor:
+    """The values of codes, those of E4M3 divided by _LIFT; float32, new.
+
+    Both 8-bit formats are fp16 with bits missing: a shift is six times as fast as torch's cast.
+    E4M3's NaN is lost, and comes back with the scale of its block.
+    """
+    if fmt is E4M3:
+        wide = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7)
+        return wide.bitwise_and_(~0x4000).view(torch.float16).float()
+    if fmt is E5M2:
+        return (
+            codes.view(torch.int8)
+            .to(torch.int16)
+            .bitwise_left_shift_(8)
+            .view(torch.float16)
+            .float()
+        )
+    return decode(codes, fmt)
 
 
-def _tiles(w_MN: Tensor, block: int) -> Tensor:
-    """View a matrix, padded with zeros, as [m, block, n, block]."""
-    M, N = w_MN.shape
-    m, n = _block_count(M, block), _block_count(N, block)
-    if (m * block, n * block) != (M, N):
-        w_MN = pad(w_MN, (0, n * block - N, 0, m * block - M))
-    return w_MN.reshape(m, block, n, block)
+def _overflows(scale: Tensor) -> bool:
+    """Whether to lift values before scaling them; a compiler fuses that, and cannot look."""
+    return torch.compiler.is_compiling() or bool(scale.isinf().any())
+
+
+def _empty_scale(x: Tensor, spec: QuantSpec, dim: int) -> Tensor:
+    counts = [
+        sum(count for _, count, _ in _segments(size, width))
+        for size, width in zip(x.shape, _widths(x.ndim, spec.block, dim), strict=True)
+    ]
+    return torch.empty(counts, dtype=torch.float32, device=x.device)
+
+
+def _blocks(tensors: tuple[Tensor, ...], block: Block, dim: int) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of one shape, and last their scales, into parts whose blocks are all whole.
+
+    Two parts an axis instead of padding: the short last block would cost a copy of everything.
+    Yields: views [n, rows, m, columns] of the tensors and [n, 1, m, 1] of the scales.
+    """
+    *same, scale = tensors
+    sizes, widths = same[0].shape, _widths(same[0].ndim, block, dim)
+    axes = [_segments(size, width) for size, width in zip(sizes, widths, strict=True)]
+    for part in itertools.product(*axes):
+        views, own = list(same), scale
+        for axis, (start, count, width) in reversed(list(enumerate(part))):
+            views = [
+                torch.unflatten(v.narrow(axis, start, count * width), axis, (count, width))
+                for v in views
+            ]
+            own = own.narrow(axis, start and own.shape[axis] - count, count).unsqueeze(axis + 1)
+        yield *views, own
+
+
+def _segments(size: int, width: int | None) -> list[tuple[int, int, int]]:
+    """Cut an axis into whole blocks and the short last one: (start, blocks, width) of each."""
+    if size == 0:
+        return []
+    if width is None or width >= size:
+        return [(0, 1, size)]
+    whole, rest = size // width, size % width
+    return [(0, whole, width)] + ([(whole * width, 1, rest)] if rest else [])
+
+
+def _widths(ndim: int, block: Block, dim: int) -> list[int | None]:
+    rows, columns = block
+    if rows is not None and rows > 1 and ndim != 2:
+        raise ValueError(f"tiles of {rows} rows need a matrix; found {ndim} dimensions")
+    return [columns if axis == dim else rows for axis in range(ndim)]
+
+
+def _at(outer: Tensor, own: Tensor) -> Tensor:
+    """View second-level scales beside first-level ones [n, 1, m, 1]."""
+    for axis in range(own.ndim // 2):
+        outer = outer.unsqueeze(2 * axis + 1)
+    return outer

@@ -2,72 +2,36 @@
 
 AdamW and a warm-up, stable, decay schedule; it resumes by itself, bit for bit, from a checkpoint.
 The position in the data is the step and nothing else: `batch_at(step)` is a pure function, so a
-checkpoint holds no sampler and no state of a random generator.
+checkpoint holds no sampler and no state of a random generator. A batch is the whole step's: it is
+cut into pieces for the ranks, when torchrun started several, and for gradient accumulation.
 Shapes: B = rows of a batch, T = predicted positions per row, T1 = T + 1, V = vocabulary.
 """
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fp8.batches import count_tokens, packed_batches
-from fp8.checkpoint import CheckpointError, Position, load_latest, save
+from fp8.batches import count_tokens, packed_batches, part_of
+from fp8.checkpoint import CheckpointError, Position, save
+from fp8.distributed import Ranks, join, local, settle, shard, whole
+from fp8.losses import causal_lm_loss
+from fp8.optim import Float8AdamW
+from fp8.resume import Resume, described, resume
+from fp8.schedule import TrainConfig, decay_begins, learning_rate
 
 MAX_SKIPPED_IN_A_ROW: Final = 10
-MAY_CHANGE_ON_RESUME: Final = frozenset({"steps", "decay_steps", "checkpoint_every"})
 
 
 class TrainingDivergedError(RuntimeError):
     """Loss or gradient was not finite for MAX_SKIPPED_IN_A_ROW steps in a row."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """How to train: schedule, AdamW, and how often to write a checkpoint."""
-
-    steps: int
-    """Optimizer steps in all, counted from step 0 and across resumes."""
-    lr: float
-    """Peak learning rate."""
-    warmup_steps: int
-    """Steps of linear warm-up, from lr / warmup_steps up to lr."""
-    decay_steps: int
-    """The last steps, in which a cosine leads from lr down to lr * min_lr_ratio."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    """Decoupled, on matrices only: norms and biases are left alone."""
-    grad_clip: float = 1.0
-    """Bound on the L2 norm of the whole gradient; math.inf switches it off."""
-    seed: int = 0
-    """Seeds dropout, together with the step. Batches have their own seed."""
-    checkpoint_every: int = 50
-    """Steps between two checkpoints; the end of a run always writes one."""
-    min_lr_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot be meant."""
-        rules = {
-            "steps": self.steps >= 0,
-            "lr": math.isfinite(self.lr) and self.lr > 0,
-            "warmup_steps": self.warmup_steps >= 0,
-            "decay_steps": self.decay_steps >= 0,
-            "betas": all(0 <= beta < 1 for beta in self.betas),
-            "weight_decay": self.weight_decay >= 0,
-            "grad_clip": self.grad_clip > 0,
-            "seed": 0 <= self.seed < 2**31,
-            "checkpoint_every": self.checkpoint_every >= 1,
-            "min_lr_ratio": 0 <= self.min_lr_ratio <= 1,
-        }
-        for name, holds in rules.items():
-            if not holds:
-                raise ValueError(f"TrainConfig.{name} is {getattr(self, name)!r}: out of range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +57,11 @@ class TrainResult:
 
 
 class Loss(Protocol):
-    """Model and batch in, scalar loss in nats out, with numbers to report if there are any."""
+    """Model and batch in, scalar loss in nats out, with numbers to report if there are any.
+
+    The loss is a mean over the batch's tokens, as `count_tokens` counts them: only then is the
+    mean over the pieces of a batch, weighted by their tokens, the loss of the whole batch.
+    """
 
     def __call__(
         self, model: nn.Module, batch: Any, /
@@ -111,20 +79,26 @@ def train(
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    resume_with: Resume | None = None,
 ) -> TrainResult:
     """Train `model` in place up to `config.steps`, from the checkpoint if there is one.
 
     Called again with more steps it goes on where it ended: training is continual. A run that is
     resumed gives bit for bit what a run without a break gives, on the same machine and threads.
+    Started by torchrun on several ranks, it shards the model with FSDP2 and leaves it sharded
+    (`fp8.distributed.full_state_dict` gathers it); the result is the same but for the order of
+    sums, and so checkpoints may move between numbers of ranks.
 
     Args:
         model: trained in place; only parameters with requires_grad move.
         batch_at: the batch of a step; pure, so that step is the only position there is.
         loss_fn: the loss of a batch; a step whose loss or gradient is not finite is skipped.
-        config: schedule and optimizer; on resume only MAY_CHANGE_ON_RESUME may differ.
-        checkpoint_dir: where checkpoints are looked for and written; None keeps none.
-        on_progress: told of every step.
-        should_stop: asked before every step; True writes a checkpoint and returns.
+        config: schedule and optimizer; what may differ on resume is in `fp8.resume`.
+        checkpoint_dir: where checkpoints are looked for and written; None keeps none. All ranks
+            must see it.
+        on_progress: told of every step, on the first rank.
+        should_stop: asked before every step; True, on any rank, writes a checkpoint and returns.
+        resume_with: how to go on from a checkpoint: from before the decay, with another schedule.
 
     Returns:
         The result; finished is False when should_stop ended the run.
@@ -133,23 +107,33 @@ def train(
         CheckpointError: the checkpoint is damaged or of another run; the message says what to do.
         TrainingDivergedError: ten steps in a row were not finite; lower lr or check the data.
     """
+    ranks = join()
+    shard(model, ranks)
     optimizer = make_optimizer(model, config)
-    at = resume(checkpoint_dir, model, optimizer, config) or Position()
+    at = resume(checkpoint_dir, model, optimizer, config, resume_with, ranks) or Position()
+    told = described(model, config)
     saved_step, was_training, meter = at.step, model.training, _Meter()
     model.train()
+
+    def write(*, stable: bool = False) -> None:
+        if checkpoint_dir is not None:
+            save(checkpoint_dir, model, optimizer, at, told, stable=stable, ranks=ranks)
+
     try:
-        while at.step < config.steps and not (should_stop is not None and should_stop()):
+        while at.step < config.steps and not ranks.any(should_stop is not None and should_stop()):
+            if _decays_from_here(at, config) and not _has_stable(checkpoint_dir, at, ranks):
+                write(stable=True)
             lr = learning_rate(at.step, config)
             batch = batch_at(at.step)
-            loss, metrics = train_step(model, optimizer, batch, loss_fn, config, lr=lr, at=at)
-            if on_progress is not None:
+            loss, metrics = train_step(model, optimizer, batch, loss_fn, config, at, ranks)
+            if on_progress is not None and ranks.first:
                 rate = meter.tokens_per_s(count_tokens(batch))
                 on_progress(Progress(at.step, config.steps, loss, lr, rate, metrics))
-            if checkpoint_dir is not None and at.step % config.checkpoint_every == 0:
-                save(checkpoint_dir, model, optimizer, at, asdict(config))
+            if at.step % config.checkpoint_every == 0:
+                write()
                 saved_step = at.step
-        if checkpoint_dir is not None and at.step != saved_step:
-            save(checkpoint_dir, model, optimizer, at, asdict(config))
+        if at.step != saved_step:
+            write()
     finally:
         model.train(was_training)
     return TrainResult(at.step, list(at.losses), at.step >= config.steps, at.skipped_steps)
@@ -161,31 +145,26 @@ def train_step(
     batch: Any,
     loss_fn: Loss,
     config: TrainConfig,
-    *,
-    lr: float,
     at: Position,
+    ranks: Ranks | None = None,
 ) -> tuple[float, dict[str, float]]:
     """Do one step and move `at` by one. Returns the loss (NaN if it was not finite) and metrics."""
-    # Dropout, if the model has any, depends on (seed, step) alone: a resumed run draws the same.
-    device = _device(model)
-    accelerators = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(accelerators, device_type="cuda"):
-        torch.manual_seed(config.seed * 1_000_003 + at.step)
-        value = loss_fn(model, batch)
-        loss, metrics = value if isinstance(value, tuple) else (value, {})
+    ranks = ranks or Ranks()
+    pieces = pieces_of(batch, config.accumulate, ranks)
+    with _seeded(model, config.seed * 1_000_003 + at.step, ranks):
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    loss_value, norm_value = float(loss.detach()), float(norm)
-    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-    if finite:  # only then: clipping by a norm of NaN would spread it over all layers
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.grad_clip, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-    else:
-        _report_skip(model, batch, loss_fn, loss_value, at)
+        loss, metrics = accumulate(model, pieces, loss_fn, ranks)
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(grads))
+        loss_value, norm_value = float(loss), float(norm)
+        finite = not ranks.any(not (math.isfinite(loss_value) and math.isfinite(norm_value)))
+        if finite:  # only then: clipping by a norm of NaN would spread it over all layers
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.grad_clip, norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(at.step, config)
+            optimizer.step()
+    if not finite:
+        _report_skip(model, pieces, loss_fn, loss_value, at, ranks)
     at.advance(loss_value if math.isfinite(loss_value) else math.nan, skipped=not finite)
     if at.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingDivergedError(
@@ -193,25 +172,50 @@ def train_step(
             f"one step {at.step - 1}; lower lr (now {config.lr:g}), lengthen warmup_steps or "
             "look at the batches of these steps"
         )
-    return at.losses[-1], {name: float(x) for name, x in metrics.items()} | {
-        "grad_norm": norm_value
-    }
+    return at.losses[-1], metrics | {"grad_norm": norm_value}
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Warm-up, stable, decay (WSD): the learning rate of a step, a pure function of both.
+def pieces_of(batch: Any, accumulate: int, ranks: Ranks) -> list[tuple[Any, float]]:
+    """Cut a step's batch into this rank's pieces, each with its share of all the tokens."""
+    parts = accumulate * ranks.size
+    if parts == 1:
+        return [(batch, 1.0)]
+    everything = [part_of(batch, index, parts) for index in range(parts)]
+    tokens = [count_tokens(piece) for piece in everything]
+    if sum(tokens) == 0:
+        raise ValueError(
+            f"a batch of type {type(batch).__name__} cut into {parts} pieces tells of no tokens to "
+            "weigh them by; give labels that count, or objects with an attribute `tokens`"
+        )
+    mine = range(ranks.rank * accumulate, (ranks.rank + 1) * accumulate)
+    return [(everything[index], tokens[index] / sum(tokens)) for index in mine]
 
-    Linear from lr / warmup_steps to lr; lr; a cosine over the last decay_steps, which ends at
-    lr * min_lr_ratio on the last step. Source: InfiR2 (arXiv 2509.22536), its CPT schedule.
-    """
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    decayed = (step + 1 - (config.steps - config.decay_steps)) / max(1, config.decay_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, decayed))))
-    return config.lr * warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+
+def accumulate(
+    model: nn.Module, pieces: list[tuple[Any, float]], loss_fn: Loss, ranks: Ranks
+) -> tuple[Tensor, dict[str, float]]:
+    """Add up the gradients of the pieces; returns loss and metrics of the whole batch."""
+    total = torch.zeros((), dtype=torch.float64)
+    metrics: dict[str, float] = {}
+    for piece, share in pieces:
+        value = loss_fn(model, piece)
+        loss, numbers = value if isinstance(value, tuple) else (value, {})
+        # FSDP2 takes the mean over the ranks, and shares want the sum.
+        scale = share * ranks.size
+        (loss if scale == 1 else loss * scale).backward()  # type: ignore[no-untyped-call]
+        total = total.to(loss.device) + share * loss.detach().double()
+        for name, number in numbers.items():
+            metrics[name] = metrics.get(name, 0.0) + share * float(number)
+    if ranks.size == 1:
+        return total, metrics
+    names = sorted(metrics)
+    row = torch.tensor([float(total), *(metrics[name] for name in names)], dtype=torch.float64)
+    summed = ranks.sum(row).cpu()
+    return summed[0], dict(zip(names, summed[1:].tolist(), strict=True))
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in the parameters' own precision; weight decay on matrices only.
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW in the parameters' own precision, or with moments of 8 bits; decays matrices only.
 
     The fused kernel is the fastest of torch's three on a CPU and the same arithmetic.
     """
@@ -222,35 +226,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "float8_adamw":
+        # The loop steps only where the norm is finite; a second look would cost a pass.
+        return Float8AdamW(groups, lr=config.lr, betas=config.betas, check_finite=False)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
-def resume(
-    checkpoint_dir: Path | None,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-) -> Position | None:
-    """Load the newest checkpoint into model and optimizer; None when there is none."""
-    if checkpoint_dir is None:
-        return None
-    wanted = {k: v for k, v in asdict(config).items() if k not in MAY_CHANGE_ON_RESUME}
-    return load_latest(checkpoint_dir, model, optimizer, wanted)
-
-
-def causal_lm_loss(model: nn.Module, batch_BT1: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in nats of a model that answers with `.logits`."""
-    ids_BT1 = batch_BT1.to(_device(model))
-    logits_BTV = model(input_ids=ids_BT1[:, :-1], use_cache=False).logits
-    return nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), ids_BT1[:, 1:].flatten())
-
-
-def first_nonfinite(model: nn.Module, batch: Any, loss_fn: Loss) -> str:
+def first_nonfinite(model: nn.Module, batches: list[Any], loss_fn: Loss) -> str:
     """Name the module whose output, or else the parameter whose gradient, was not finite first."""
     found: list[str] = []
 
@@ -264,30 +247,58 @@ def first_nonfinite(model: nn.Module, batch: Any, loss_fn: Loss) -> str:
     hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
     try:
         with torch.no_grad():
-            loss_fn(model, batch)
+            for batch in batches:
+                loss_fn(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
+    settle(model)
     if found:
         return f"the output of {found[0]}"
     # Backward runs from the head to the embedding: the last parameter is the first one reached.
     for name, p in reversed(list(model.named_parameters())):
-        if p.grad is not None and not bool(p.grad.isfinite().all()):
+        if p.grad is not None and not bool(local(p.grad).isfinite().all()):
             return f"the gradient of {name}"
-    return "the loss itself; all modules' outputs and all gradients are finite"
+    return ""
 
 
-def _report_skip(model: nn.Module, batch: Any, loss_fn: Loss, loss: float, at: Position) -> None:
-    where = first_nonfinite(model, batch, loss_fn)
-    warnings.warn(
-        f"step {at.step} is skipped: loss {loss:g}; first not finite: {where}",
-        RuntimeWarning,
-        stacklevel=3,
+def _report_skip(
+    model: nn.Module,
+    pieces: list[tuple[Any, float]],
+    loss_fn: Loss,
+    loss: float,
+    at: Position,
+    ranks: Ranks,
+) -> None:
+    places = ranks.gather(first_nonfinite(model, [piece for piece, _ in pieces], loss_fn))
+    told = sorted(filter(None, places), key=lambda place: place.startswith("the gradient"))
+    where = (
+        told[0] if told else "the loss itself; all modules' outputs and all gradients are finite"
     )
+    if ranks.first:
+        warnings.warn(
+            f"step {at.step} is skipped: loss {loss:g}; first not finite: {where}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _decays_from_here(at: Position, config: TrainConfig) -> bool:
+    return config.keep_stable and 0 < at.step == decay_begins(config)
+
+
+def _has_stable(checkpoint_dir: Path | None, at: Position, ranks: Ranks) -> bool:
+    return checkpoint_dir is None or ranks.any((checkpoint_dir / f"stable-{at.step}").is_dir())
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int, ranks: Ranks) -> Iterator[None]:
+    """Seed whatever a step draws by (seed, step, rank) alone: a resumed run draws the same."""
+    device = next(model.parameters()).device
+    accelerators = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(accelerators, device_type="cuda"):
+        torch.manual_seed(seed + (ranks.rank << 53))
+        yield
 
 
 class _Meter:
@@ -305,10 +316,12 @@ __all__ = [
     "CheckpointError",
     "Loss",
     "Progress",
+    "Resume",
     "TrainConfig",
     "TrainResult",
     "TrainingDivergedError",
     "causal_lm_loss",
+    "learning_rate",
     "packed_batches",
     "train",
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fp8.convert import convert_to_float8_training
-from fp8.recipe import BlockScaling, fastest_gemm
+from fp8.recipe import BlockScaling
 from fp8.train import Progress, TrainConfig, causal_lm_loss, packed_batches, train
 from fusion.models import ModelSpec, build_model, encode_documents, save_model, train_tokenizer
 from protos.process import die_with_parent
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     # The tokenizer may know the public text's spelling; the weights have not seen it.
     tokenizer = train_tokenizer([*general, *public], job["model"]["vocab_size"])
     model = build_model(ModelSpec(**{**job["model"], "vocab_size": len(tokenizer)}), job["seed"])
-    convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
+    convert_to_float8_training(model, BlockScaling())
     training = dict(job["training"])
     batches = packed_batches(
         encode_documents(tokenizer, general),

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fp8.convert import convert_to_float8_training
-from fp8.recipe import BlockScaling, fastest_gemm
+from fp8.recipe import BlockScaling
+from fp8.resume import Resume
 from fp8.train import (
     Progress,
     TrainConfig,
@@ -69,7 +70,7 @@ class Expert:
     ) -> TrainResult:
         """Train up to config.steps from the checkpoint; save the model when they are reached."""
         model, tokenizer, tokens = self._start(config.seed)
-        convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
+        convert_to_float8_training(model, BlockScaling())
         result = train(
             model,
             packed_batches(
@@ -83,10 +84,13 @@ class Expert:
                 decay_steps=config.decay_steps,
                 seed=config.seed,
                 checkpoint_every=config.checkpoint_every,
+                keep_stable=False,
             ),
             checkpoint_dir=self._folder / "checkpoint",
             on_progress=on_progress,
             should_stop=should_stop,
+            # Whoever edits the schedule in the config means it, in mid-decay too.
+            resume_with=Resume(override_schedule=True),
         )
         if result.finished:
             self._replace_model(model, tokenizer)
@@ -95,7 +99,7 @@ class Expert:
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """The last finished model, its linears in FP8 as they were trained."""
         model, tokenizer = load_model(self.directory)
-        convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
+        convert_to_float8_training(model, BlockScaling())
         return model.eval(), tokenizer
 
     def _replace_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -142,7 +146,7 @@ def adapt_pivot(
     """Train a copy of the pivot on the private text, with its tokenizer (weights rounds)."""
     model, tokenizer = load_model(pivot)
     tokens = encode_documents(tokenizer, read_corpus(corpus))
-    convert_to_float8_training(model, BlockScaling(gemm=fastest_gemm()))
+    convert_to_float8_training(model, BlockScaling())
     batches = packed_batches(tokens, batch_size=batch_size, seq_len=seq_len, seed=config.seed)
     result = train(
         model,

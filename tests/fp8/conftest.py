@@ -7,9 +7,13 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 ModelMaker = Callable[..., PreTrainedModel]
@@ -23,11 +27,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _tiny(architecture: str = "llama", *, tied: bool = False, hidden: int = 64) -> PreTrainedModel:
+def _tiny(
+    architecture: str = "llama", *, tied: bool = False, hidden: int = 64, layers: int = 2
+) -> PreTrainedModel:
     torch.manual_seed(1)
     sizes = {
         "hidden_size": hidden,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": hidden // 16,
         "intermediate_size": hidden * 5 // 2,
         "vocab_size": 256,
@@ -36,9 +42,14 @@ def _tiny(architecture: str = "llama", *, tied: bool = False, hidden: int = 64) 
     }
     if architecture == "gpt_neox":
         return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))
+    sizes["num_key_value_heads"] = 2
     if architecture == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **sizes))
-    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **sizes))
+        return Qwen2ForCausalLM(Qwen2Config(**sizes))
+    if architecture == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(head_dim=16, **sizes))
+    if architecture == "mistral":
+        return MistralForCausalLM(MistralConfig(**sizes))
+    return LlamaForCausalLM(LlamaConfig(**sizes))
 
 
 @pytest.fixture

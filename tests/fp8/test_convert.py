@@ -6,12 +6,19 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from fp8.convert import convert_to_float8_training
+from fp8.backends.base import UnsupportedBackendError
+from fp8.convert import convert_to_float8_training, layers_to_convert, revert_to_float
 from fp8.linear import Float8Linear
-from fp8.recipe import BlockScaling
+from fp8.recipe import NVFP4, RECIPES, BlockScaling, RowwiseScaling
 
 ModelMaker = Callable[..., PreTrainedModel]
-EXPECTED = {"llama": 7, "qwen2": 7, "gpt_neox": 4}  # linear layers per decoder layer
+EXPECTED = {
+    "llama": 7,
+    "mistral": 7,
+    "qwen2": 7,
+    "qwen3": 7,
+    "gpt_neox": 4,
+}  # linear layers per decoder layer
 IDS = torch.arange(60).reshape(2, 30)
 
 
@@ -101,3 +108,78 @@ def test_filter_and_recipe_are_obeyed_and_converting_twice_is_harmless() -> None
     assert model[1].recipe is recipe
     assert convert_to_float8_training(model).converted == ("0",)
     assert model[1].recipe is recipe
+
+
+def test_every_converted_layer_has_a_backend_and_the_reason_for_no_faster_one(
+    tiny_model: ModelMaker,
+) -> None:
+    report = convert_to_float8_training(tiny_model())
+    assert set(report.backends) == set(report.converted)
+    assert {name for name, _ in report.backends.values()} == {"emulated"}
+    assert all("scaled_mm" in why for _, why in report.backends.values())
+    assert "14 layers converted, 2 left" in str(report)
+    assert "emulated" in str(report)
+    assert "left, embedding: 1" in str(report)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name_and_nothing_changes(
+    tiny_model: ModelMaker, bad: float
+) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4:6] = bad
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj holds 2 values"):
+        convert_to_float8_training(model)
+    assert not any(isinstance(m, Float8Linear) for m in model.modules())
+
+
+def test_a_named_backend_that_cannot_leaves_the_model_as_it_was(tiny_model: ModelMaker) -> None:
+    model = tiny_model()
+    with pytest.raises(UnsupportedBackendError, match="use backend='auto'"):
+        convert_to_float8_training(model, BlockScaling(backend="scaled_mm"))
+    assert not any(isinstance(m, Float8Linear) for m in model.modules())
+
+
+def test_the_last_blocks_stay_in_high_precision_if_the_recipe_says_so(
+    tiny_model: ModelMaker,
+) -> None:
+    report = convert_to_float8_training(tiny_model(layers=5), NVFP4(keep_last=0.3))
+    assert {name.split(".")[2] for name in report.converted} == {"0", "1", "2"}
+    left = {name for name, why in report.skipped.items() if "last blocks" in why}
+    assert {name.split(".")[2] for name in left} == {"3", "4"}
+    assert len(left) == 14
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_the_head_is_converted_when_it_has_a_recipe(tiny_model: ModelMaker, tied: bool) -> None:
+    model, plain = tiny_model(tied=tied), tiny_model(tied=tied)
+    report = convert_to_float8_training(model, head=RowwiseScaling())
+    head = model.get_output_embeddings()
+    assert isinstance(head, Float8Linear)
+    assert head.recipe == RowwiseScaling()
+    assert "lm_head" in report.converted
+    assert (head.weight is model.get_input_embeddings().weight) == tied
+    wanted = plain(IDS, labels=IDS).loss.item()
+    assert model(IDS, labels=IDS).loss.item() == pytest.approx(wanted, rel=0.02)
+
+
+def test_reverting_gives_the_plain_model_back(tiny_model: ModelMaker) -> None:
+    model, plain = tiny_model(), tiny_model()
+    wanted = plain(IDS).logits
+    convert_to_float8_training(model, swiglu="recompute", fuse_norms=True)
+    assert not torch.equal(model(IDS).logits, wanted)
+    assert revert_to_float(model) == 14
+    assert torch.equal(model(IDS).logits, wanted)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_will_be_converted_can_be_asked_before_and_after(
+    tiny_model: ModelMaker, name: str
+) -> None:
+    model, recipe = tiny_model(layers=3), RECIPES[name]()
+    wanted = layers_to_convert(model, recipe)
+    report = convert_to_float8_training(model, recipe)
+    assert set(wanted) == set(report.converted)
+    assert set(layers_to_convert(model, recipe)) == set(report.converted)

@@ -16,8 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fp8.batches import IGNORED, count_tokens, packed_documents, part_of
 from fp8.checkpoint import CheckpointError, checkpoints
 from fp8.convert import convert_to_float8_training
+from fp8.distributed import Ranks
+from fp8.documents import Documents
 from fp8.train import (
     Progress,
     TrainConfig,
@@ -26,8 +29,10 @@ from fp8.train import (
     learning_rate,
     make_optimizer,
     packed_batches,
+    pieces_of,
     train,
 )
+from fp8.train import accumulate as accumulated
 
 CONFIG = TrainConfig(steps=20, lr=1e-3, warmup_steps=5, decay_steps=5, checkpoint_every=7)
 STREAM = np.random.default_rng(0).integers(0, 256, 900)
@@ -435,9 +440,98 @@ def test_training_learns_and_gives_the_model_back_in_its_mode() -> None:
     assert not model.training
 
 
+# -- gradient accumulation
+
+
+def document_batches() -> Callable[[int], dict[str, Tensor]]:
+    """Batches whose first rows predict half as many tokens as their last ones."""
+    lengths = [*[2] * 60, *[90] * 4, *[3] * 40]
+    documents = [STREAM[i * 7 : i * 7 + n].tolist() for i, n in enumerate(lengths)]
+    batch_at = packed_documents(Documents.of(documents), batch_size=6, seq_len=24, seed=0)
+
+    def sorted_at(step: int) -> dict[str, Tensor]:
+        batch = batch_at(step)
+        order = (batch["labels"][:, 1:] != IGNORED).sum(dim=1).argsort()
+        return {name: value[order] for name, value in batch.items()}
+
+    return sorted_at
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 6])
+@pytest.mark.parametrize("packed", [False, True], ids=["stream", "documents"])
+def test_pieces_train_as_the_whole_batch_does(
+    tiny_model: ModelMaker, packed: bool, accumulate: int
+) -> None:
+    stream = packed_batches(STREAM, batch_size=6, seq_len=24, seed=1)
+    batch_at = document_batches() if packed else stream
+    config = replace(CONFIG, steps=6, decay_steps=0, grad_clip=0.3)
+    whole, cut = tiny_model(), tiny_model()
+    wanted = train(whole, batch_at, causal_lm_loss, config)
+    found = train(cut, batch_at, causal_lm_loss, replace(config, accumulate=accumulate))
+    assert found.losses == pytest.approx(wanted.losses, rel=1e-6)
+    for p, q in zip(cut.parameters(), whole.parameters(), strict=True):
+        # Adam divides by the gradient's size: where that is tiny, rounding decides its sign.
+        assert float((p - q).detach().abs().mean()) < 2e-6
+
+
+def test_no_piece_weighs_more_than_its_tokens(tiny_model: ModelMaker) -> None:
+    """The gradient itself, and not what Adam makes of it; and the metrics."""
+    batch = document_batches()(0)
+
+    def counted(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        return causal_lm_loss(model, batch), {"mean": float(count_tokens(batch))}
+
+    def gradient(accumulate: int) -> tuple[Tensor, dict[str, float], list[float]]:
+        model = tiny_model()
+        pieces = pieces_of(batch, accumulate, Ranks())
+        loss, metrics = accumulated(model, pieces, counted, Ranks())
+        grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return torch.cat([loss.reshape(1), *grads]), metrics, [share for _, share in pieces]
+
+    wanted, _, alone = gradient(1)
+    found, metrics, shares = gradient(3)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
+    tokens = [count_tokens(part_of(batch, i, 3)) for i in range(3)]
+    assert alone == [1.0]
+    assert max(tokens) > 1.3 * min(tokens)
+    assert shares == [n / sum(tokens) for n in tokens]
+    assert metrics["mean"] == pytest.approx(sum(n * n for n in tokens) / sum(tokens))
+
+
+def test_one_broken_piece_skips_the_step() -> None:
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return line_loss(model, batch) * (math.nan if len(batch) == 1 else 1)
+
+    with pytest.warns(RuntimeWarning, match="step 0 is skipped"):
+        result = train(Line(), BATCH_AT, loss, replace(CONFIG, steps=1, accumulate=2))
+    assert result.skipped_steps == 1
+
+
+def test_batches_that_cannot_be_cut_or_weighed_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be cut into 4 pieces"):
+        train(Line(), BATCH_AT, line_loss, replace(CONFIG, accumulate=4))
+    with pytest.raises(ValueError, match="no tokens to weigh"):
+        train(Line(), lambda _: torch.zeros(4, 1), line_loss, replace(CONFIG, accumulate=4))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_eight_bit_moments_learn_as_fast(tiny_model: ModelMaker, accumulate: int) -> None:
+    text = np.frombuffer(b"the heart has four chambers; " * 40, dtype=np.uint8)
+    batch_at = packed_batches(text, batch_size=6, seq_len=32, seed=0)
+    config = replace(CONFIG, steps=40, lr=3e-3, accumulate=accumulate)
+    wanted = train(tiny_model(), batch_at, causal_lm_loss, config).losses
+    eight_bits = replace(config, optimizer="float8_adamw")
+    found = train(tiny_model(), batch_at, causal_lm_loss, eight_bits).losses
+    assert found[-1] < 0.3 * found[0]
+    assert sum(found) == pytest.approx(sum(wanted), rel=0.02)
+    assert found != wanted
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"optimizer": "sgd"},
+        {"accumulate": 0},
         {"lr": 0.0},
         {"lr": math.nan},
         {"steps": -1},

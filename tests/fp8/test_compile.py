@@ -1,0 +1,62 @@
+"""A converted model is one graph for torch.compile, and the graph computes what eager computes."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fp8.convert import convert_to_float8_training
+from fp8.recipe import RECIPES
+
+LEAN = {"swiglu": "recompute", "fuse_norms": True}
+IDS = torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+def run(model: nn.Module, forward: Callable[..., Any]) -> tuple[float, list[torch.Tensor]]:
+    model.zero_grad()
+    torch.manual_seed(0)
+    loss = forward(IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    return loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("block", LEAN),
+        # Tracing takes seconds each.
+        *(pytest.param(n, {}, marks=pytest.mark.slow) for n in ("block", "rowwise", "current")),
+        pytest.param("mxfp8", LEAN, marks=pytest.mark.slow),
+    ],
+)
+def test_the_graph_computes_what_eager_computes(
+    tiny_model: Callable[..., nn.Module], name: str, options: dict[str, Any]
+) -> None:
+    model = tiny_model("qwen2", layers=1)
+    convert_to_float8_training(model, RECIPES[name](gemm="float32"), **options)
+    wanted_loss, wanted = run(model, model)
+    twin = copy.deepcopy(model)
+    torch._dynamo.reset()
+    # aot_eager traces and partitions as inductor does, and compiles nothing.
+    loss, grads = run(twin, torch.compile(twin, backend="aot_eager", fullgraph=True))
+    assert loss == pytest.approx(wanted_loss, rel=1e-6)
+    for found, grad in zip(grads, wanted, strict=True):
+        assert float((found - grad).norm()) <= 0.02 * float(grad.norm())  # a code may tip
+
+
+@pytest.mark.slow
+def test_weights_that_changed_are_quantised_anew_in_the_graph(
+    tiny_model: Callable[..., nn.Module],
+) -> None:
+    model = tiny_model(layers=1)
+    convert_to_float8_training(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(3):
+        loss, _ = run(model, compiled)
+        assert loss == pytest.approx(run(model, model)[0], rel=1e-4)
+        optimizer.step()
