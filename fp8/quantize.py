@@ -139,8 +139,7 @@ def fake_quantize(
             inverse = whole.reciprocal() if spec.scale_format == "power_of_two" else None
             rounding(block, whole, inverse, spec.format, rounded)
             continue
-        torch.abs(block, out=rounded)  # scratch until the end: an allocation costs a pass
-        _set_scale(rounded, own, spec, outer, amax)
+        _set_scale(block, own, spec, outer, amax)
         if amax is None and _is_in_place(own, spec):
             round_to_nearest(block, own * spec.format.smallest_normal, spec.format, rounded)
             continue
@@ -186,7 +185,7 @@ def _set_scale(
             raise ValueError("amax was given, but e4m3 scales have two levels: leave it out")
         own.copy_(block_scale(amax.float(), spec).expand_as(own))
         return
-    largest = x.abs().amax(tuple(range(1, x.ndim, 2)), keepdim=True).float()
+    largest = _largest(x, tuple(range(1, x.ndim, 2)))
     if outer is None:
         own.copy_(block_scale(largest, spec))
         return
@@ -195,13 +194,21 @@ def _set_scale(
     own.copy_(rounded.masked_fill_(largest == 0, 1.0).add_(largest * 0.0))
 
 
+def _largest(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The largest magnitude along axes, kept as 1, in float32; NaN if there is one."""
+    if x.dtype != torch.float32:
+        return x.abs().amax(axes, keepdim=True).float()
+    # Two readings of x cost less than |x|, whose memory would be new every time; torch's maximum
+    # of 16-bit floats is so slow that there it is the other way round.
+    return torch.maximum(x.amax(axes, keepdim=True), -x.amin(axes, keepdim=True))
+
+
 def _outer_scale(x: Tensor, spec: QuantSpec, dim: int) -> Tensor | None:
     """Second-level scales, so that the first-level ones fit E4M3; None if there is one level."""
     if spec.scale_format != "e4m3":
         return None
     axes = tuple(range(x.ndim)) if spec.outer[0] is None else (dim,)
-    largest = x.abs().amax(axes, keepdim=True) if x.numel() else x.new_zeros([1] * x.ndim)
-    largest = largest.float()
+    largest = _largest(x, axes) if x.numel() else torch.zeros([1] * x.ndim, device=x.device)
     scale = _power_of_two(largest, spec.format.max * E4M3.max)
     return scale.masked_fill_(largest == 0, 1.0).add_(largest * 0.0)
 
