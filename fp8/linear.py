@@ -111,7 +111,8 @@ class Float8Linear(nn.Linear):
         as the tensor does.
         """
         assert not isinstance(self.backend, TransformerEngine)
-        x_TK = x.reshape(-1, self.in_features)
+        # Without its gradient: a backend's operators have none, the layer brings its own.
+        x_TK = x.detach().reshape(-1, self.in_features)
         if self.amax is not None:
             amax = self.amax.scale_by(0, x_TK, record=torch.is_grad_enabled())
             return self.backend.input(x_TK, self.recipe, keep=keep, amax=amax)

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fp8.backends import scaled_mm
+from fp8.backends.scaled_mm import ScaledMM
 from fp8.convert import convert_to_float8_training
-from fp8.recipe import RECIPES
+from fp8.linear import Float8Linear
+from fp8.recipe import RECIPES, BlockScaling
 
 LEAN = {"swiglu": "recompute", "fuse_norms": True}
 IDS = torch.randint(256, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -45,6 +48,31 @@ def test_the_graph_computes_what_eager_computes(
     assert loss == pytest.approx(wanted_loss, rel=1e-6)
     for found, grad in zip(grads, wanted, strict=True):
         assert float((found - grad).norm()) <= 0.02 * float(grad.norm())  # a code may tip
+
+
+def test_the_graph_takes_the_operators_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(
+        a: Tensor, b: Tensor, scale_a: Tensor, _a: Any, scale_b: Tensor, _b: Any, **kwargs: Any
+    ) -> Tensor:
+        """What scaled_mm computes for one block of 128 and tiles of 128 x 128."""
+        return (a.float() * scale_a @ (b.float() * scale_b[:1])).to(kwargs["output_dtype"])
+
+    monkeypatch.setattr(scaled_mm, "_scaled_mm", multiply)
+    model = nn.Sequential(nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 128))
+    convert_to_float8_training(model, BlockScaling(gemm="float32"))
+    for layer in (model[0], model[2]):
+        assert isinstance(layer, Float8Linear)
+        layer.backend = ScaledMM()
+    x = torch.randn(128, 128)
+    results = []
+    for forward in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        inputs = x.clone().requires_grad_()
+        y = forward(inputs)
+        y.square().sum().backward()
+        results.append([y.detach(), inputs.grad, *(p.grad.clone() for p in model.parameters())])
+    for found, wanted in zip(*results, strict=True):
+        assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
 
 
 @pytest.mark.slow
