@@ -2,7 +2,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fusion_factories import build, cut_at, vocabulary_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from fusion.align import align, coverage, map_ids, row_starts, vocabulary
 from fusion.codec import LogitContribution
 from fusion.extract import extract_logits
 from fusion.models import ModelSpec, build_model, train_tokenizer
+from tests.fusion.factories import build, cut_at, vocabulary_of
 
 PLACES = st.sets(st.integers(0, 12))
 

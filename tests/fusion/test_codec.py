@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fusion_factories import SHA, build, vocabulary_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from fusion.codec import (
     write_delta,
     write_logits,
 )
+from tests.fusion.factories import SHA, build, vocabulary_of
 
 CUTS = [[b"ab", b"c", "\u00e9".encode()[:1], "\u00e9".encode()[1:]], [b"c"], []]
 PROMPTS = ["abc\u00e9".encode(), b"c", b""]

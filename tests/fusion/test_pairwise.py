@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from fusion_factories import build, vocabulary_of
 
 from fusion.merge import merge, subtract
 from fusion.models import ModelSpec, build_model, parameter_arrays
 from fusion.pairwise import merge_copies, one_source
+from tests.fusion.factories import build, vocabulary_of
 
 SPEC = ModelSpec(architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=300)
 

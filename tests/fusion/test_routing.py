@@ -2,11 +2,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fusion_factories import build, cut_at, vocabulary_of
 
 from fusion.align import row_starts
 from fusion.codec import LogitContribution
 from fusion.routing import posterior_weights, prefix_loglik, uniform_weights
+from tests.fusion.factories import build, cut_at, vocabulary_of
 
 DOCS = [b"the valve is stenotic", b"ab", b"", b"left lower limb"]
 CUTS = [{3, 4, 9, 12}, {1, 3, 4, 5, 9, 14, 20}, {2, 4, 8, 9, 10, 12, 16}]

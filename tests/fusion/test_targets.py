@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from fusion_factories import build, vocabulary_of
 from transformers import PreTrainedTokenizerFast
 
 from fusion.losses import standardize
 from fusion.models import encode_text, token_bytes, train_tokenizer
 from fusion.targets import chunk_targets, first_pieces, rank_targets, span_targets
+from tests.fusion.factories import build, vocabulary_of
 
 
 def tokenizer_of(*texts: str) -> PreTrainedTokenizerFast:
