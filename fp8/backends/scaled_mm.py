@@ -117,7 +117,7 @@ class ScaledMM:
 def device_refusal(device: torch.device, *, blocks: bool) -> str | None:
     """Say why scaled GEMMs do not run on a device; `blocks`: those with 128-wide blocks."""
     if device.type != "cuda":
-        return f"scaled_mm needs a CUDA device; the layer is on {device.type}"
+        return f"it needs a CUDA device; the layer is on {device.type}"
     if torch.version.hip is not None:
         return "the layouts are those of NVIDIA GPUs; this torch is built for ROCm"
     if _scaled_mm is None:

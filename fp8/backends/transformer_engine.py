@@ -56,7 +56,7 @@ class TransformerEngine:
     ) -> str | None:
         """Say why the engine cannot run such a layer; None when it can."""
         if device.type != "cuda":
-            return f"Transformer Engine needs a CUDA device; the layer is on {device.type}"
+            return f"it needs a CUDA device; the layer is on {device.type}"
         why_not = recipe_refusal(recipe)
         if why_not is not None:
             return why_not
