@@ -18,7 +18,7 @@ from fp8.backends.base import Backend, Operand, Saved
 from fp8.backends.gated import Gated, product_again, quantized_gradients, quantized_product
 from fp8.backends.scaled_mm import ScaledMM, ScaledOperand
 from fp8.backends.transformer_engine import TransformerEngine
-from fp8.linear import Float8Linear, low_precision_enabled
+from fp8.linear import Float8Linear, kept, low_precision_enabled, restored
 
 Keep = Literal["float8", "recompute"]
 
@@ -100,7 +100,8 @@ class _SwiGLU(torch.autograd.Function):
         )
         if block.keep == "recompute":
             kept_product = None
-        ctx.save_for_backward(*(saved or ()), *(gated or ()), *(kept_product or ()))
+        gate_and_up = () if gated is None else gated.packed()
+        ctx.save_for_backward(*kept(saved, recipe), *gate_and_up, *kept(kept_product, recipe))
         ctx.block, ctx.columns = block, [columns for _, columns in weights]
         ctx.tokens, ctx.dtypes = x_TK.shape[0], (dtype, w_gate.dtype)
         return backend.gemm(product, weights[2][0], recipe, dtype)
@@ -113,14 +114,15 @@ class _SwiGLU(torch.autograd.Function):
         dtype, w_dtype = ctx.dtypes
         needs_x, needs_gate, needs_up, needs_down = ctx.needs_input_grad[:4]
         saved = ctx.saved_tensors
-        x_kept, gated, product = Saved(*saved[:3]), Gated(*saved[3:7]), saved[7:]
+        gated, product = Gated(*saved[3:7]).unpacked(), saved[7:]
         dx_TK = w_gate = w_up = w_down = None
         with torch.autocast(g_TK.device.type, enabled=False):
             rows, columns = backend.gradient(g_TK, recipe, dual=needs_down, amax=None)
             g_product = backend.gemm(rows, ctx.columns[2], recipe, dtype)
             if needs_down:
-                kept = Saved(*product) if product else product_again(backend, gated, recipe, dtype)
-                operand = backend.saved_input(kept, recipe, tokens, g_product.shape[1])
+                again = restored(product, recipe) if product else None
+                again = again or product_again(backend, gated, recipe, dtype)
+                operand = backend.saved_input(again, recipe, tokens, g_product.shape[1])
                 w_down = backend.gemm(columns, operand, recipe, w_dtype)
             g_gate, g_up = quantized_gradients(
                 backend, g_product, gated, recipe, (needs_gate, needs_up)
@@ -129,6 +131,7 @@ class _SwiGLU(torch.autograd.Function):
                 dx_TK = backend.gemm(g_gate[0], ctx.columns[0], recipe, dtype)
                 dx_TK = dx_TK + backend.gemm(g_up[0], ctx.columns[1], recipe, dtype)
             if needs_gate or needs_up:
+                x_kept = restored(saved[:3], recipe)
                 operand = backend.saved_input(x_kept, recipe, tokens, layer.in_features)
                 w_gate = backend.gemm(g_gate[1], operand, recipe, w_dtype) if needs_gate else None
                 w_up = backend.gemm(g_up[1], operand, recipe, w_dtype) if needs_up else None

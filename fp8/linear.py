@@ -4,7 +4,7 @@ Shapes: T = tokens (all leading axes), K = in_features, N = out_features.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fp8.amax import AmaxHistory
-from fp8.backends.base import Backend, Operand, Saved
+from fp8.backends.base import Backend, Operand, Saved, pack_scale, unpack_scale
 from fp8.backends.select import select
 from fp8.backends.transformer_engine import TransformerEngine
 from fp8.epoch import weight_epoch
@@ -175,7 +175,7 @@ class _Matmul(torch.autograd.Function):
         layer: Float8Linear,
     ) -> Tensor:
         assert not isinstance(layer.backend, TransformerEngine)
-        ctx.save_for_backward(*(saved or ()))
+        ctx.save_for_backward(*kept(saved, layer.recipe))
         ctx.layer, ctx.columns = layer, columns
         ctx.tokens, ctx.dtypes = x_TK.shape[0], (x_TK.dtype, weight.dtype)
         return layer.backend.gemm(operand, rows, layer.recipe, x_TK.dtype)
@@ -193,10 +193,27 @@ class _Matmul(torch.autograd.Function):
             dw_NK = None
             if needs_w:
                 x_columns = backend.saved_input(
-                    Saved(*ctx.saved_tensors), recipe, ctx.tokens, layer.in_features
+                    restored(ctx.saved_tensors, recipe), recipe, ctx.tokens, layer.in_features
                 )
                 dw_NK = backend.gemm(g_columns, x_columns, recipe, w_dtype)
         return dx_TK, dw_NK, None, None, None, None, None
+
+
+def kept(saved: Saved | None, recipe: Recipe) -> tuple[Tensor | None, ...]:
+    """Return what autograd is to keep of an input; scales in a byte each where that is exact."""
+    if saved is None:
+        return ()
+    if recipe.input.scale_format == "power_of_two":
+        return saved.codes, pack_scale(saved.scale), saved.outer
+    return saved
+
+
+def restored(tensors: Sequence[Tensor], recipe: Recipe) -> Saved:
+    """Return the input that `kept` gave the tensors of."""
+    codes, scale, outer = tensors
+    if recipe.input.scale_format == "power_of_two":
+        scale = unpack_scale(scale)
+    return Saved(codes, scale, outer)
 
 
 def float8_state(model: nn.Module) -> dict[str, Tensor]:

@@ -22,6 +22,20 @@ class Saved(NamedTuple):
     outer: Tensor | None
 
 
+def pack_scale(scale: Tensor) -> Tensor:
+    """Return powers of two as their biased exponents, as E8M0 holds them: a byte instead of four.
+
+    By integers, because not every compiler knows the type.
+    """
+    return (scale.view(torch.int32) >> 23).to(torch.uint8)
+
+
+def unpack_scale(exponent: Tensor) -> Tensor:
+    """Return what `pack_scale` was given; 255 is NaN."""
+    bits = exponent.to(torch.int32) << 23
+    return (bits | ((exponent == 255).to(torch.int32) << 22)).view(torch.float32)
+
+
 class UnsupportedBackendError(ValueError):
     """A backend was asked for by name and cannot run this layer here."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from fp8 import ops
-from fp8.backends.base import Backend, Operand, Saved
+from fp8.backends.base import Backend, Operand, Saved, pack_scale, unpack_scale
 from fp8.backends.scaled_mm import ScaledMM, ScaledOperand
 from fp8.quantize import Quantized, dequantize, quantize
 from fp8.recipe import QuantSpec, Recipe
@@ -22,12 +22,22 @@ KEPT: Final = QuantSpec()
 
 
 class Gated(NamedTuple):
-    """Gate and up [T, N] as they are kept for backward."""
+    """Gate and up [T, N] as codes, with scales that are powers of two."""
 
     gate_codes: Tensor
     gate_scale: Tensor
     up_codes: Tensor
     up_scale: Tensor
+
+    def packed(self) -> "Gated":
+        """Return them as they are kept for backward, a byte for a scale."""
+        gate, up = pack_scale(self.gate_scale), pack_scale(self.up_scale)
+        return self._replace(gate_scale=gate, up_scale=up)
+
+    def unpacked(self) -> "Gated":
+        """Undo `packed`."""
+        gate, up = unpack_scale(self.gate_scale), unpack_scale(self.up_scale)
+        return self._replace(gate_scale=gate, up_scale=up)
 
     def values(self) -> tuple[Tensor, Tensor]:
         """Return gate and up in float32, rounded to 8 bits."""

@@ -255,7 +255,7 @@ def test_what_is_kept_for_backward_is_8_bit_codes_and_their_scales() -> None:
                 layer(torch.randn(256, 192))
             assert saved == []
             layer(torch.randn(256, 192))
-        assert sum(t.nbytes for t in saved) <= 1.13 * 256 * 192  # MXFP8: 4 bytes for every 32
+        assert sum(t.nbytes for t in saved) <= 1.04 * 256 * 192  # MXFP8: a byte for every 32
         layer.requires_grad_(False)
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
