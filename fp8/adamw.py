@@ -57,30 +57,6 @@ class Factors(NamedTuple):
         return cls(beta1, 1 - beta1, beta2, 1 - beta2, keep, size, correction, eps)
 
 
-class Weights(NamedTuple):
-    """What a step moves: contiguous tensors of one shape, in one of three ways."""
-
-    param: Tensor
-    """float32; or bfloat16 with a master or with a seed."""
-    master: Tensor | None = None
-    """float32: the weights that a bfloat16 param is the nearest of."""
-    seed: Tensor | None = None
-    """int32, one element: a bfloat16 param has no master and is rounded stochastically."""
-
-
-class Moments(NamedTuple):
-    """Both moments of a tensor: codes in its shape, scales per group of its flattened elements."""
-
-    m_codes: Tensor
-    """uint8 or float8_e4m3fn."""
-    m_scale: Tensor
-    """float32 [G]."""
-    v_codes: Tensor
-    """uint8."""
-    v_scale: Tensor
-    """float32 [G]."""
-
-
 class Operands(NamedTuple):
     """The tensors of one parameter's step: contiguous, and all but the scales of one shape."""
 

@@ -111,7 +111,7 @@ def save(
             "sha256": {name: _sha256(draft / name) for name in names},
         }
         (draft / STATE_FILE).write_text(json.dumps(state), encoding="ascii")
-        _flush([*(draft / name for name in names), draft / STATE_FILE, draft])
+        flush([*(draft / name for name in names), draft / STATE_FILE, draft])
         _put_in_place(folder, draft, target, kind)
     ranks.wait()
     return target
@@ -240,7 +240,7 @@ def _put_in_place(folder: Path, draft: Path, target: Path, kind: str) -> None:
         shutil.rmtree(left, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)  # a damaged one, which its owner chose to redo
     draft.rename(target)
-    _flush([folder])
+    flush([folder])
     for old in others:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -344,7 +344,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(paths: Iterable[Path]) -> None:
+def flush(paths: Iterable[Path]) -> None:
+    """Have the disk hold what was written to files and folders."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -24,6 +24,7 @@ from fp8.block_layout import (
     load_fp8,
     load_fp8_into,
 )
+from fp8.checkpoint import model_state
 from fp8.formats import E4M3
 from fp8.linear import Float8Linear
 from fp8.model_directory import (
@@ -105,7 +106,7 @@ def save_pretrained_fp8(
         "weight_block_size": [BLOCK, BLOCK],
         "modules_to_not_convert": list(kept),
     }
-    entries = [entry(name, tensor) for name, tensor in _tensors(model).items()]
+    entries = [entry(name, tensor) for name, tensor in model_state(model).items()]
     with draft_of(Path(path)) as draft:
         size = write_shards(entries, draft, max_shard_bytes)
         write_config(model, draft, dtype, quantization)
@@ -147,7 +148,7 @@ def export_bf16(
             _dequantized_entry(name, layer, dtype) if layer else _plain_entry(name, tensor, dtype)
         )
 
-    entries = [entry(name, tensor) for name, tensor in _tensors(model).items()]
+    entries = [entry(name, tensor) for name, tensor in model_state(model).items()]
     with draft_of(Path(path)) as draft:
         size = write_shards(entries, draft, max_shard_bytes)
         write_config(model, draft, dtype, None)
@@ -197,7 +198,7 @@ def _matrices(model: nn.Module) -> list[str]:
 
 def _kept_layers(model: nn.Module, layers: Mapping[str, Float8Linear]) -> dict[str, str]:
     """Return the modules whose matrix is not stored in FP8, each with the reason."""
-    names = _tensors(model).keys()
+    names = model_state(model).keys()
     reasons = {
         name: f"a side of {layer.out_features} x {layer.in_features} is above {BLOCK} and no "
         f"multiple of it, which transformers misreads"
@@ -222,13 +223,6 @@ def _kept_layers(model: nn.Module, layers: Mapping[str, Float8Linear]) -> dict[s
 
 def _is_readable(side: int) -> bool:
     return side <= BLOCK or side % BLOCK == 0
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, tied ones once, under their first name."""
-    saved = model.state_dict().keys()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    return dict(model.named_parameters()) | buffers
 
 
 def _plain_entry(name: str, tensor: Tensor, dtype: torch.dtype) -> Entry:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fp8.amax import AmaxHistory
+from fp8.amax import GRAD_OUTPUT, INPUT, AmaxHistory
 from fp8.backends.base import Backend, Operand, Saved, pack_scale, unpack_scale
 from fp8.backends.select import select
 from fp8.backends.transformer_engine import TransformerEngine
@@ -114,7 +114,7 @@ class Float8Linear(nn.Linear):
         # Without its gradient: a backend's operators have none, the layer brings its own.
         x_TK = x.detach().reshape(-1, self.in_features)
         if self.amax is not None:
-            amax = self.amax.scale_by(0, x_TK, record=torch.is_grad_enabled())
+            amax = self.amax.scale_by(INPUT, x_TK, record=torch.is_grad_enabled())
             return self.backend.input(x_TK, self.recipe, keep=keep, amax=amax)
         if torch.compiler.is_compiling() or x.is_inference():
             return self.backend.input(x_TK, self.recipe, keep=keep, amax=None)
@@ -187,7 +187,9 @@ class _Matmul(torch.autograd.Function):
         backend, recipe = layer.backend, layer.recipe
         with torch.autocast(g_TN.device.type, enabled=False):
             needs_x, needs_w = ctx.needs_input_grad[:2]
-            amax = None if layer.amax is None else layer.amax.scale_by(1, g_TN, record=True)
+            amax = (
+                None if layer.amax is None else layer.amax.scale_by(GRAD_OUTPUT, g_TN, record=True)
+            )
             g_rows, g_columns = backend.gradient(g_TN, recipe, dual=needs_w, amax=amax)
             dx_TK = backend.gemm(g_rows, ctx.columns, recipe, x_dtype) if needs_x else None
             dw_NK = None

@@ -5,7 +5,6 @@ nothing of that name or everything.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fp8.block_layout import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, ExportError
+from fp8.checkpoint import flush
 
 
 class Saveable(Protocol):
@@ -46,21 +46,12 @@ def draft_of(path: Path) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
-        _flush([*draft.iterdir(), draft])
+        flush([*draft.iterdir(), draft])
         draft.rename(path)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    _flush([path.parent])
-
-
-def _flush(paths: Iterable[Path]) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    flush([path.parent])
 
 
 def write_shards(entries: Sequence[Entry], folder: Path, max_shard_bytes: int) -> int:

@@ -373,7 +373,7 @@ def test_a_branch_that_was_left_is_not_taken_for_the_newest(
     assert names(tmp_path) == ["stable-15", "step-40"]
     other = replace(CONFIG, steps=33, decay_steps=9, checkpoint_every=1)
     with monkeypatch.context() as patch:
-        patch.setattr("fp8.checkpoint._flush", killed_after_the_rename)
+        patch.setattr("fp8.checkpoint.flush", killed_after_the_rename)
         with pytest.raises(Killed):
             run(other, resume_with=Resume(start="stable"))
     assert names(tmp_path) == ["stable-15", "step-16"]
