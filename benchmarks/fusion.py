@@ -50,7 +50,8 @@ from fusion.models import (
     train_tokenizer,
 )
 from fusion.pairwise import merge_copies, one_source
-from fusion.unified import FusionSettings, fuse
+from fusion.settings import FusionSettings
+from fusion.unified import fuse
 
 NAMES: Final = ("cardiology", "neurology", "oncology")
 METHODS: Final = (

@@ -25,7 +25,8 @@ from fusion.codec import read_delta, read_logits
 from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
 from fusion.merge import merge, subtract
 from fusion.models import load_model, load_parameter_arrays, parameter_arrays, save_model
-from fusion.unified import FusionSettings, fuse
+from fusion.settings import FusionSettings
+from fusion.unified import fuse
 from protos.chunks import sha256_of
 from protos.messages import Report
 from protos.process import PARENT_VARIABLE, die_with_parent

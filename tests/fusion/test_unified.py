@@ -22,7 +22,8 @@ from fusion.models import (
     parameter_arrays,
     train_tokenizer,
 )
-from fusion.unified import FusionSettings, Windows, fuse, fusion_loss, prepare
+from fusion.settings import FusionSettings
+from fusion.unified import Windows, fuse, fusion_loss, prepare
 
 PROMPTS = [f"Code I{n} is infarction of part {n}, left side." for n in range(20)]
 TRAIN = TrainConfig(steps=6, lr=3e-3, warmup_steps=1, decay_steps=2, checkpoint_every=2)
