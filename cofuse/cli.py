@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cofuse.commands import coordinators, fp8, participants, pivots, rounds
+from cofuse.commands import coordinators, fp8, fuse, participants, pivots, rounds
 
 app = typer.Typer(
     name="cofuse",
@@ -25,6 +25,7 @@ app.add_typer(pivots.app, name="pivot")
 app.add_typer(coordinators.app, name="coordinator")
 app.add_typer(participants.app, name="participant")
 app.add_typer(fp8.app, name="fp8")
+app.command()(fuse.fuse)
 
 
 @app.command()

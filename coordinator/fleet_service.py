@@ -9,7 +9,9 @@ from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.engine import Engine
 from coordinator.store import Store
-from fusion.codec import ContributionError, check_delta, check_logits
+from fusion.codec import check_logits
+from fusion.contribution import ContributionError
+from fusion.delta_file import check_delta
 from protos.errors import CofuseError, abort
 from protos.public_sets import read_prompts
 from protos.spec import RoundSpec
@@ -76,7 +78,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             if spec.kind == "logits" and spec.prompts is not None:
                 prompts = spec.prompts.removeprefix("sha256:")
                 texts = [text.encode() for text in read_prompts(self._artifacts.path(prompts))]
-                check_logits(path, prompt_set_sha256=prompts, top_k=spec.top_k, prompts_bytes=texts)
+                check_logits(path, prompts=texts, prompt_set_sha256=prompts, top_k=spec.top_k)
             else:
                 files = {file.name: file for file in self._store.pivot(spec.pivot).files}
                 weights = files["model.safetensors"].sha256

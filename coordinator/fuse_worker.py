@@ -21,7 +21,8 @@ import torch
 from coordinator.fuse_job import FuseJob
 from coordinator.pivot_card import Scores, canonical, model_card, sums
 from fp8.train import Progress, TrainConfig
-from fusion.codec import read_delta, read_logits
+from fusion.codec import LogitFile
+from fusion.delta_file import read_delta
 from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
 from fusion.merge import merge, subtract
 from fusion.models import load_model, load_parameter_arrays, parameter_arrays, save_model
@@ -89,17 +90,18 @@ def train_run(folder: Path, run: Run) -> Path:
     if (out / "model").exists():
         return out / "model"
     assert job.prompts is not None
+    prompts = read_prompts(job.prompts)
     model, tokenizer = load_model(folder / "pivot")
     result = fuse(
         model,
         tokenizer,
-        read_prompts(job.prompts),
-        {name: read_logits(job.contributions[name]) for name in run.sources},
+        prompts,
+        {name: LogitFile(job.contributions[name], prompts) for name in run.sources},
         settings_of(job.spec, run.loss),
         checkpoint_dir=out / "checkpoint",
         on_progress=_teller(run.name),
     )
-    (out / "losses.json").write_text(json.dumps(result.losses), encoding="utf-8")
+    (out / "losses.json").write_text(json.dumps(result.train.losses), encoding="utf-8")
     _whole(out / "model", lambda partial: save_model(model, tokenizer, partial))
     return out / "model"
 

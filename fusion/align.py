@@ -3,19 +3,19 @@
 Row p of a contribution predicts token p from the tokens before it, so a row's place in the text
 is the number of bytes read BEFORE token p: prediction prefixes are aligned, never the tokens
 themselves. A document's eos row has read all of it, so eos meets eos; a token that ends inside a
-character is a place like any other. Shapes: P = rows of the student, M = common places, V = ids.
+character is a place like any other. Of several rows at one byte (a token may write nothing: the
+space that SentencePiece reads before a text) the last is the place: it predicts the next byte.
+Shapes: P = rows of a contribution, M = common places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.codec import LogitContribution
+from fusion.contribution import LogitContribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Alignment:
 
     Between two neighbouring places lies a chunk: the same bytes, read as student rows
     [student_rows[m], student_ends[m]) and as teacher rows [teacher_rows[m], teacher_ends[m]).
+    Rows before a document's first place, which read its prefix alone, are in no chunk.
     """
 
     student_rows: NDArray[np.int64]
@@ -38,9 +39,12 @@ def row_starts(contribution: LogitContribution) -> NDArray[np.int64]:
     The one more byte per document keeps a document's eos row apart from the next one's first.
     """
     c = contribution
-    lengths = np.diff(c.vocab_offsets)[c.token_ids]
-    lengths[c.doc_offsets[1:] - 1] = 1
-    return np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    firsts, lasts = c.doc_offsets[:-1], c.doc_offsets[1:] - 1
+    starts = np.zeros(len(c.byte_ends), np.int64)
+    starts[1:] = c.byte_ends[:-1]
+    starts[firsts] = 0
+    sizes = c.byte_ends[lasts].astype(np.int64) + 1
+    return np.asarray(starts + np.repeat(np.cumsum(sizes) - sizes, np.diff(c.doc_offsets)))
 
 
 def align(student: LogitContribution, teacher: LogitContribution) -> Alignment:
@@ -48,30 +52,31 @@ def align(student: LogitContribution, teacher: LogitContribution) -> Alignment:
 
     Raises: ValueError when the two were not computed on the same documents.
     """
-    student_starts, teacher_starts = row_starts(student), row_starts(teacher)
-    if not np.array_equal(
-        _doc_starts(student, student_starts), _doc_starts(teacher, teacher_starts)
-    ):
+    mine, theirs = (c.byte_ends[c.doc_offsets[1:] - 1] for c in (student, teacher))
+    if not np.array_equal(mine, theirs):
         raise ValueError(
             "the two contributions hold documents of other lengths; both must be computed on "
             "one prompt set"
         )
+    student_starts, teacher_starts = row_starts(student), row_starts(teacher)
     row_at = np.full(student_starts[-1] + 1, -1, dtype=np.int64)
-    row_at[student_starts] = np.arange(len(student_starts))
-    found = row_at[teacher_starts]
-    teacher_rows = np.flatnonzero(found >= 0)
-    student_rows = found[teacher_rows]
-    # Every document's first row is common, so a chunk never leaves its document.
+    row_at[student_starts] = np.arange(len(student_starts))  # of equal ones the last is kept
+    is_place = np.append(np.diff(teacher_starts) > 0, True)
+    teacher_rows = np.flatnonzero(is_place & (row_at[teacher_starts] >= 0))
+    student_rows = row_at[teacher_starts[teacher_rows]]
     return Alignment(
         student_rows,
         teacher_rows,
-        np.append(student_rows[1:], len(student_starts)),
-        np.append(teacher_rows[1:], len(teacher_starts)),
+        _chunk_ends(student, student_rows),
+        _chunk_ends(teacher, teacher_rows),
     )
 
 
-def _doc_starts(contribution: LogitContribution, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.append(starts[contribution.doc_offsets[:-1]], starts[-1])
+def _chunk_ends(contribution: LogitContribution, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return [M] where each chunk ends: at the next place, or where the document does."""
+    doc_ends = contribution.doc_offsets[1:]
+    own_end = doc_ends[np.searchsorted(doc_ends, rows, side="right")]
+    return np.asarray(np.minimum(np.append(rows[1:], own_end[-1]), own_end))
 
 
 def coverage(alignment: Alignment, student_rows: int) -> float:
@@ -79,29 +84,7 @@ def coverage(alignment: Alignment, student_rows: int) -> float:
     return len(alignment.student_rows) / student_rows
 
 
-def vocabulary(contribution: LogitContribution) -> list[bytes]:
-    """Return the bytes of every id; specials and padding have none."""
-    raw, offsets = contribution.vocab_bytes.tobytes(), contribution.vocab_offsets.tolist()
-    return [raw[a:b] for a, b in pairwise(offsets)]
-
-
-def map_ids(
-    student: LogitContribution,
-    teacher: LogitContribution,
-    first_pieces: Sequence[int] | None = None,
-) -> NDArray[np.int64]:
-    """Map every teacher id to the student id that writes the same bytes, eos to eos, else -1.
-
-    Args: first_pieces: [V of teacher] what the student's tokenizer writes first for each
-        teacher token, or -1; taken where no student id has equal bytes. If the teacher's token
-        comes next in the text, so does that piece, so the id still names an event.
-    """
-    by_bytes: dict[bytes, int] = {}
-    for index, piece in enumerate(vocabulary(student)):
-        if piece:
-            by_bytes.setdefault(piece, index)
-    pieces = vocabulary(teacher)
-    fallback = [-1] * len(pieces) if first_pieces is None else first_pieces
-    mapped = [by_bytes.get(piece, fallback[i]) if piece else -1 for i, piece in enumerate(pieces)]
-    mapped[int(teacher.token_ids[-1])] = int(student.token_ids[-1])
-    return np.asarray(mapped, dtype=np.int64)
+def chunk_logprobs(teacher: LogitContribution, alignment: Alignment) -> NDArray[np.float64]:
+    """Return [M] the teacher's log-likelihood of each chunk, in nats."""
+    total = np.concatenate([[0.0], np.cumsum(teacher.own_logprob.astype(np.float64))])
+    return np.asarray(total[alignment.teacher_ends] - total[alignment.teacher_rows])

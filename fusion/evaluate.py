@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fusion.extract import score_streams
 from fusion.models import encode_text, eos_id
+from fusion.scoring import score_streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def choice_accuracy(
     for question in questions:
         prompt = encode_text(tokenizer, question.prompt)
         for option in question.options:
-            ids = encode_text(tokenizer, " " + option)
+            ids = encode_text(tokenizer, " " + option, prefixed=False)
             streams += [[eos, *prompt, *ids], [eos, *ids]]
     sums = np.zeros(len(streams))
     for stream, _, logprobs, labels in score_streams(model, streams):

@@ -1,162 +1,312 @@
-"""What an expert thinks of a text: next-token log-probabilities over documents.
+"""What an expert thinks of a text: a contribution, made shard by shard in memory that stays flat.
 
-Shapes: B = documents in a batch, T = tokens read, V = vocabulary, K = kept ids, P = positions.
+Shapes: D = documents, P = positions, K = kept ids, V = vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fusion.codec import CODEC_VERSION, LOGPROB_FLOOR, LogitContribution, LogitHeader
-from fusion.models import TokenizerError, context_length, encode_text, eos_id, token_bytes
+from fusion.budget import Budget, choose, gains, keep
+from fusion.byte_tables import ByteTable, byte_table, encode
+from fusion.codec import LogitFile, LogitWriter
+from fusion.contribution import (
+    CODEC_VERSION,
+    LOGPROB_FLOOR,
+    LogitContribution,
+    LogitHeader,
+    LogitSource,
+    join,
+    runs,
+)
+from fusion.models import eos_id
+from fusion.samples import draw, tally, uniforms
+from fusion.scoring import Scored, score
+from fusion.top_rows import top_rows
 
-TOKENS_PER_BATCH = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Tokens of one document that are scored in one forward pass."""
-
-    document: int
-    ids: list[int]
-    """What the model reads and, from the second on, predicts: eos or left context first."""
-    scored: int
-    """How many of the last tokens are scored here; the others are context."""
-    start: int
-    """Row in the document of the first scored token."""
-
-
-def _windows(document: int, ids: Sequence[int], context: int) -> Iterator[_Window]:
-    """Cut eos + ids into windows of at most `context` inputs; each token is scored once.
-
-    Later windows start half a window back, so no token is scored with less context than that.
-    """
-    stream, rows = list(ids), len(ids) - 1
-    first = min(rows, context)
-    yield _Window(document, stream[: first + 1], first, 0)
-    done, stride = first, max(1, context // 2)
-    while done < rows:
-        end = min(rows, done + stride)
-        yield _Window(document, stream[max(0, end - context) : end + 1], end - done, done)
-        done = end
+SHARD_POSITIONS: Final = 1 << 15
+"""Positions of a shard: at K = 16 its rows of ids take 4 MiB."""
+Progress = Callable[[int, int], None]
 
 
-def score_streams(
-    model: PreTrainedModel,
-    streams: Sequence[Sequence[int]],
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Predict the tokens of streams that start with eos, in windows of the model's context.
+class Options(TypedDict, total=False):
+    """What to compute of a model on a prompt set."""
 
-    Yields: (stream, row of the first scored token, logprobs [n, V] float32, labels [n]).
-    """
-    windows = [w for i, s in enumerate(streams) for w in _windows(i, s, context_length(model))]
-    windows.sort(key=lambda w: (len(w.ids), w.document, w.start))
-    device = next(model.parameters()).device
-    was_training, done, total = model.training, 0, sum(w.scored for w in windows)
-    model.eval()
-    try:
-        for batch in _batches(windows):
-            width = len(batch[-1].ids)
-            # Causal attention: padding on the right is seen by no token before it.
-            padded = torch.tensor([w.ids + [0] * (width - len(w.ids)) for w in batch])
-            with torch.inference_mode():
-                logits_BTV = model(padded[:, :-1].to(device)).logits
-                for row, window in enumerate(batch):
-                    end = len(window.ids) - 1
-                    span = slice(end - window.scored, end)
-                    logprobs = logits_BTV[row, span].float().log_softmax(-1).cpu()
-                    labels = padded[row, 1 : end + 1][span]
-                    yield window.document, window.start, logprobs, labels
-                    done += window.scored
-            if on_progress is not None:
-                on_progress(done, total)
-    finally:
-        model.train(was_training)
+    top_k: Required[int]
+    prompt_set_sha256: Required[str]
+    model_sha256: Required[str]
+    on_progress: Progress | None
+    """Told (positions done, positions in all)."""
+    budget: Budget | None
+    """Ship rows of ids only where the expert beats the pivot; None: everywhere."""
+    pivot: LogitSource | None
+    """What the pivot thinks of the same prompts; a budget needs it."""
+    sampler: Literal["top_k", "samples"]
+    """samples: `draws` ids per position, drawn by `seed`; not the top_k likeliest (default)."""
+    draws: int
+    """1..255; default 50."""
+    seed: int
+    """Of the draws; default 0."""
 
 
-def _batches(windows: Sequence[_Window]) -> Iterator[list[_Window]]:
-    batch: list[_Window] = []
-    for window in windows:
-        if batch and (len(batch) + 1) * len(window.ids) > TOKENS_PER_BATCH:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """Options with their defaults."""
+
+    top_k: int
+    prompt_set_sha256: str
+    model_sha256: str
+    on_progress: Progress | None = None
+    budget: Budget | None = None
+    pivot: LogitSource | None = None
+    sampler: Literal["top_k", "samples"] = "top_k"
+    draws: int = 50
+    seed: int = 0
 
 
 def extract_logits(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
-    *,
-    top_k: int,
-    prompt_set_sha256: str,
-    model_sha256: str,
-    on_progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[Options],
 ) -> LogitContribution:
-    """Compute a participant's contribution on a prompt set, at temperature 1.
+    """Compute a participant's contribution on a prompt set, at temperature 1, in memory.
 
-    Args: on_progress: told (positions done, positions in all).
-    Raises: TokenizerError when the tokenizer does not spell a prompt byte by byte.
+    Args: options: see Options; top_k and the two hashes must be given.
+    Raises: TokenizerError when the tokenizer does not spell a prompt byte by byte;
+        ContributionError when the model's logits are not finite.
     """
-    eos, vocab = eos_id(tokenizer), int(model.config.vocab_size)
-    table = token_bytes(tokenizer, vocab)
-    docs = [[*encode_text(tokenizer, prompt), eos] for prompt in prompts]
-    for prompt, ids in zip(prompts, docs, strict=True):
-        if b"".join(table[i] for i in ids) != prompt.encode():
-            raise TokenizerError(f"the tokenizer does not give back the bytes of {prompt[:40]!r}")
-    doc_offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in docs])]).astype(np.int64)
-    positions = int(doc_offsets[-1])
-    own = np.empty(positions, np.float16)
-    tail = np.empty(positions, np.float16)
-    top_ids = np.empty((positions, top_k), np.int32)
-    top_logprobs = np.empty((positions, top_k), np.float16)
-    streams = [[eos, *ids] for ids in docs]
-    for doc, start, logprobs, labels in score_streams(model, streams, on_progress):
-        rows = slice(doc_offsets[doc] + start, doc_offsets[doc] + start + len(labels))
-        kept, kept_ids = logprobs.topk(top_k, dim=-1)
-        rest = logprobs.scatter(-1, kept_ids, -torch.inf).logsumexp(-1)
-        top_ids[rows], top_logprobs[rows] = kept_ids.numpy(), _stored(kept)
-        tail[rows], own[rows] = _stored(rest), _stored(logprobs.gather(-1, labels[:, None])[:, 0])
-    lengths = np.asarray([len(piece) for piece in table])
-    header = LogitHeader(
-        codec_version=CODEC_VERSION,
-        prompt_set_sha256=prompt_set_sha256,
-        tokenizer_sha256=hash_tokenizer(tokenizer),
-        model_sha256=model_sha256,
-        vocab_size=vocab,
-        top_k=top_k,
-        documents=len(docs),
-        positions=positions,
-    )
-    return LogitContribution(
-        header=header,
-        doc_offsets=doc_offsets,
-        token_ids=np.concatenate([np.asarray(ids, np.int32) for ids in docs]),
-        byte_ends=np.concatenate([np.cumsum(lengths[ids]) for ids in docs]).astype(np.int32),
-        own_logprob=own,
-        topk_ids=top_ids,
-        topk_logprobs=top_logprobs,
-        tail_logprob=tail,
-        vocab_bytes=np.frombuffer(b"".join(table), np.uint8),
-        vocab_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
+    work = _Extraction(model, tokenizer, prompts, _Wanted(**options))
+    budget, pivot = work.wanted.budget, work.wanted.pivot
+    whole = join(list(work.shards()))
+    if budget is None:
+        return whole
+    beside = _pivot(pivot, len(prompts))
+    gain = gains(whole, beside.documents(0, len(prompts)))
+    return keep(whole, choose(gain, budget), beside.header.model_sha256)
+
+
+def extract_to_file(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    **options: Unpack[Options],
+) -> LogitHeader:
+    """Write what write_logits would write of extract_logits, byte for byte, holding one shard.
+
+    With a budget every row is laid down beside `path` first, and the chosen ones are copied.
+    Args, Raises: as extract_logits.
+    """
+    work = _Extraction(model, tokenizer, prompts, _Wanted(**options))
+    budget, pivot = work.wanted.budget, work.wanted.pivot
+    if budget is None:
+        with work.writer(path) as writer:
+            for shard in work.shards():
+                writer.write(shard)
+                del shard  # not held while the next one is made
+        return work.header
+    beside = _pivot(pivot, len(prompts))
+    everything = path.with_name(path.name + ".all")
+    try:
+        gain, at = np.empty(work.header.positions, np.float32), 0
+        with work.writer(everything) as writer:
+            for (start, stop), shard in zip(work.runs(), work.shards(), strict=True):
+                rows = slice(at, at := at + shard.header.positions)
+                gain[rows] = gains(shard, beside.documents(start, stop))
+                writer.write(shard)
+        return _copy_chosen(path, everything, work, choose(gain, budget), beside)
+    finally:
+        everything.unlink(missing_ok=True)
+
+
+def _copy_chosen(
+    path: Path,
+    everything: Path,
+    work: _Extraction,
+    chosen: NDArray[np.bool_],
+    pivot: LogitSource,
+) -> LogitHeader:
+    sha256 = pivot.header.model_sha256
+    header = replace(work.header, shipped=int(chosen.sum()), pivot_sha256=sha256)
+    source = LogitFile(everything, work.prompts)
+    with work.writer(path, header, chosen) as writer:
+        for start, stop in work.runs():
+            rows = slice(int(work.doc_offsets[start]), int(work.doc_offsets[stop]))
+            writer.write(keep(source.documents(start, stop), chosen[rows], sha256))
+    return header
+
+
+def _pivot(pivot: LogitSource | None, documents: int) -> LogitSource:
+    if pivot is None or pivot.header.documents != documents:
+        found = "none" if pivot is None else f"one of {pivot.header.documents}"
+        raise ValueError(
+            f"a budget needs a pivot's contribution on the same {documents} documents, got "
+            f"{found}: extract the pivot's first"
+        )
+    return pivot
+
+
+@dataclass
+class _Extraction:
+    """One model and one prompt set; what is computed of it, by runs of documents."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    prompts: Sequence[str]
+    wanted: _Wanted
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be meant."""
+        vocab = int(self.model.config.vocab_size)
+        if not (0 < self.wanted.top_k <= vocab and 0 < self.wanted.draws < 256):
+            raise ValueError(
+                f"top_k {self.wanted.top_k} must be in 1..{vocab}, the vocabulary, and draws "
+                f"{self.wanted.draws} in 1..255"
+            )
+
+    @cached_property
+    def table(self) -> ByteTable:
+        """The bytes of every id."""
+        return byte_table(self.tokenizer, int(self.model.config.vocab_size))
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        return np.asarray([len(piece) for piece in self.table.pieces], np.int64)
+
+    @cached_property
+    def _vocabulary(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        offsets = np.concatenate([[0], np.cumsum(self._lengths)]).astype(np.int64)
+        return np.frombuffer(b"".join(self.table.pieces), np.uint8), offsets
+
+    @cached_property
+    def doc_offsets(self) -> NDArray[np.int64]:
+        """[D+1]; the prompts are encoded for it, and once more when they are scored."""
+        counts = [len(encode(self.tokenizer, self.table, prompt)) + 1 for prompt in self.prompts]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @cached_property
+    def header(self) -> LogitHeader:
+        """Of the whole prompt set, all rows shipped."""
+        positions = int(self.doc_offsets[-1])
+        return LogitHeader(
+            codec_version=CODEC_VERSION,
+            prompt_set_sha256=self.wanted.prompt_set_sha256,
+            tokenizer_sha256=hash_tokenizer(self.tokenizer),
+            model_sha256=self.wanted.model_sha256,
+            pivot_sha256="",
+            sampler=self.wanted.sampler,
+            draws=self.wanted.draws if self.wanted.sampler == "samples" else 0,
+            vocab_size=int(self.model.config.vocab_size),
+            top_k=self.wanted.top_k,
+            documents=len(self.prompts),
+            positions=positions,
+            shipped=positions,
+            eos_id=eos_id(self.tokenizer),
+            prefix_bytes=len(self.table.prefix),
+        )
+
+    def writer(
+        self,
+        path: Path,
+        header: LogitHeader | None = None,
+        shipped: NDArray[np.bool_] | None = None,
+    ) -> LogitWriter:
+        """Open a file for all the documents."""
+        raw, offsets = self._vocabulary
+        return LogitWriter(
+            path,
+            header or self.header,
+            doc_offsets=self.doc_offsets,
+            vocab_bytes=raw,
+            vocab_offsets=offsets,
+            shipped=shipped,
+        )
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Cut the documents into shards: (start, stop) of each."""
+        return runs(self.doc_offsets, SHARD_POSITIONS)
+
+    def shards(self) -> Iterator[LogitContribution]:
+        """Score the documents, a shard at a time."""
+        for start, stop in self.runs():
+            yield self._shard(start, stop)
+
+    def _shard(self, start: int, stop: int) -> LogitContribution:
+        eos, before = self.header.eos_id, int(self.doc_offsets[start])
+        offsets = self.doc_offsets[start : stop + 1] - before
+        docs = [[*encode(self.tokenizer, self.table, p), eos] for p in self.prompts[start:stop]]
+        found = _empty(int(offsets[-1]), self.wanted.top_k)
+        done = before
+        for scored in score(self.model, [[eos, *ids] for ids in docs]):
+            reduced = self._reduce(scored, start)
+            for index, window in enumerate(scored.windows):
+                to = slice(
+                    first := int(offsets[window.stream]) + window.start, first + window.scored
+                )
+                for name, part in reduced.items():
+                    found[name][to] = part[scored.rows(index)]
+                done += window.scored
+            if self.wanted.on_progress is not None:
+                self.wanted.on_progress(done, self.header.positions)
+        vocab_bytes, vocab_offsets = self._vocabulary
+        ends = np.concatenate([np.cumsum(self._lengths[ids]) for ids in docs])
+        rows = len(ends)
+        return LogitContribution(
+            header=replace(self.header, documents=stop - start, positions=rows, shipped=rows),
+            doc_offsets=offsets,
+            token_ids=np.concatenate([np.asarray(ids, np.int32) for ids in docs]),
+            byte_ends=np.maximum(ends - len(self.table.prefix), 0).astype(np.int32),
+            vocab_bytes=vocab_bytes,
+            vocab_offsets=vocab_offsets,
+            **found,
+        )
+
+    def _reduce(self, scored: Scored, first_document: int) -> dict[str, NDArray[Any]]:
+        """Make rows of a contribution out of a batch's rows of logits, scored or not."""
+        if self.wanted.sampler == "top_k":
+            top = top_rows(scored.logits, scored.labels, self.wanted.top_k)
+            return {
+                "own_logprob": top.own,
+                "topk_ids": top.ids,
+                "topk_logprobs": top.logprobs,
+                "tail_logprob": top.tail,
+            }
+        numbers = np.zeros((len(scored.labels), self.wanted.draws))
+        for index, w in enumerate(scored.windows):
+            numbers[scored.rows(index)] = uniforms(
+                self.wanted.seed, first_document + w.stream, w.start, w.scored, self.wanted.draws
+            )
+        numbers_ND = torch.from_numpy(numbers).to(scored.logits.device)
+        ids_ND, own = draw(scored.logits, scored.labels, numbers_ND)
+        ids, logprobs = tally(ids_ND.cpu().numpy(), self.wanted.top_k)
+        return {
+            "own_logprob": own.cpu().numpy(),
+            "topk_ids": ids,
+            "topk_logprobs": logprobs,
+            "tail_logprob": np.full(len(ids), LOGPROB_FLOOR, np.float32),
+        }
+
+
+def _empty(rows: int, columns: int) -> dict[str, NDArray[Any]]:
+    return {
+        "own_logprob": np.empty(rows, np.float32),
+        "topk_ids": np.empty((rows, columns), np.int32),
+        "topk_logprobs": np.empty((rows, columns), np.float32),
+        "tail_logprob": np.empty(rows, np.float32),
+    }
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the sha256 of the tokenizer's own JSON: what turns text into ids, all of it."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def _stored(logprobs: Tensor) -> NDArray[np.float16]:
-    return logprobs.clamp(LOGPROB_FLOOR, 0.0).numpy().astype(np.float16)

@@ -29,13 +29,13 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from fusion.byte_tables import TokenizerError as TokenizerError
+from fusion.byte_tables import byte_table
+from fusion.byte_tables import encode_text as encode_text
+
 EOS: Final = "<|endoftext|>"
 EOS_ID: Final = 0
 Architecture = Literal["llama", "qwen2", "gpt_neox"]
-
-
-class TokenizerError(ValueError):
-    """The tokenizer cannot be read as a table of bytes, or loses bytes of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +88,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Ids of text alone: no specials are added, and none is read out of the text."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-        "input_ids"
-    ]
-    return ids
-
-
 def encode_documents(tokenizer: PreTrainedTokenizerFast, docs: Sequence[str]) -> NDArray[np.int64]:
-    """One stream ids_N: every document followed by eos."""
+    """One stream ids_N: every document followed by eos, and no BOS whatever the tokenizer adds.
+
+    Raises: TokenizerError when a document's ids would not spell it.
+    """
     eos = eos_id(tokenizer)
     stream: list[int] = []
     for doc in docs:
@@ -113,31 +108,9 @@ def eos_id(tokenizer: PreTrainedTokenizerFast) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _byte_of_symbol() -> dict[str, int]:
-    """GPT-2's table: each byte has one printable character that stands for it."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in set(shown)]
-    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
-
-
 def token_bytes(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> list[bytes]:
-    """Return the bytes that each id writes; empty for specials and for ids of a padded vocabulary.
-
-    Raises: TokenizerError when a token is no byte-level BPE token.
-    """
-    table, special = _byte_of_symbol(), set(tokenizer.all_special_ids)
-    out = [b""] * vocab_size
-    for token, index in tokenizer.get_vocab().items():
-        if index in special or index >= vocab_size:
-            continue
-        try:
-            out[index] = bytes(table[symbol] for symbol in token)
-        except KeyError as error:
-            raise TokenizerError(
-                f"token {index} ({token!r}) is not written in the byte-level alphabet; "
-                "use a byte-level BPE tokenizer (as of GPT-2, Llama 3, Qwen)"
-            ) from error
-    return out
+    """Return the bytes that each id writes; see fusion.byte_tables for the prefix of a text."""
+    return byte_table(tokenizer, vocab_size).pieces
 
 
 def build_model(spec: ModelSpec, seed: int) -> PreTrainedModel:

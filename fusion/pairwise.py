@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
-from fusion.codec import LogitContribution
+from fusion.contribution import LogitContribution
 from fusion.merge import State, merge, subtract
 from fusion.models import load_parameter_arrays, parameter_arrays
 
@@ -27,7 +27,7 @@ def merge_copies(
     method: str = "task_arithmetic",
     *,
     weight: float | None = None,
-    density: float = 0.5,
+    density: float | None = None,
 ) -> None:
     """Put base + merge(copy - base) into the pivot, which must still be the base.
 

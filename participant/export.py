@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fp8.train import Progress, TrainConfig
-from fusion.codec import write_delta, write_logits
+from fusion.contribution import CODEC_VERSION
+from fusion.delta_file import write_delta
 from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
-from fusion.extract import extract_logits
+from fusion.extract import extract_to_file
 from fusion.merge import subtract
 from fusion.models import load_model, parameter_arrays
 from participant.stages.cpt import Expert, adapt_pivot
@@ -30,11 +31,13 @@ def export_logits(
     """Write the expert's top-K log-probabilities on the prompt set; return the file."""
     assert assignment.prompts is not None
     model_sha256 = sha256_of(expert.directory / WEIGHTS)
-    parts = (assignment.prompts.sha256[:16], model_sha256[:16], f"k{assignment.spec.top_k}")
+    kind = f"k{assignment.spec.top_k}-v{CODEC_VERSION}"
+    parts = (assignment.prompts.sha256[:16], model_sha256[:16], kind)
     path = outbox / f"logits-{'-'.join(parts)}.safetensors"
     if not path.exists():
         model, tokenizer = expert.load()
-        contribution = extract_logits(
+        extract_to_file(
+            path,
             model,
             tokenizer,
             read_prompts(prompts),
@@ -43,7 +46,6 @@ def export_logits(
             model_sha256=model_sha256,
             on_progress=on_progress,
         )
-        write_logits(path, contribution)
     return path
 
 

@@ -1,14 +1,14 @@
-"""`cofuse pivot`: the shared model, version by version."""
+"""`cofuse pivot`: the shared model, version by version, and what it writes by itself."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from cofuse.commands.connection import At, Identity, Json, connected, fail
 
-app = typer.Typer(no_args_is_help=True, help="List, pull and push pivots.")
+app = typer.Typer(no_args_is_help=True, help="List, pull and push pivots; let one write prompts.")
 PivotName = Annotated[str, typer.Argument(help='"pivot-0", "pivot-1", ...')]
 
 
@@ -56,3 +56,76 @@ def push(
         fail(f"{folder}: found no model.safetensors, wanted a Hugging Face model directory", 2)
     with connected(at, identity) as coordinator:
         typer.echo(coordinator.import_pivot(name, folder).name)
+
+
+@app.command()
+def complete(  # noqa: PLR0913 - one option each
+    folder: Annotated[Path, typer.Argument(help="The pivot: a local Hugging Face directory.")],
+    prompts: Annotated[Path, typer.Argument(help="Public prompt set (JSON lines) to open from.")],
+    out: Annotated[Path, typer.Option(help="The prompt set to make.")],
+    count: Annotated[int, typer.Option(min=1, help="Texts to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same texts.")] = 0,
+    opening: Annotated[
+        tuple[float, float],
+        typer.Option(help="Share of a document that is kept: least and most, in [0, 1]."),
+    ] = (0.1, 0.5),
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Draw from tokens holding this much.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to add at most.  [the context's rest]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts written at once.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Let a pivot complete public documents: the prompt set of an on-policy round. Print it.
+
+    The experts then judge what the pivot itself writes. Start a round with the file as its
+    prompts.
+    """
+
+    def refuse(words: object) -> NoReturn:
+        if as_json:
+            typer.echo(json.dumps({"ok": False, "error": str(words)}))
+        fail(words, 2)
+
+    if out.exists():
+        refuse(f"{out} exists; give another name with --out")
+    if not out.absolute().parent.is_dir():
+        refuse(f"{out.absolute().parent} is no folder; make it first")
+    try:
+        from protos.public_sets import read_prompts, write_prompts
+
+        documents = read_prompts(prompts)
+        if not (folder / "tokenizer.json").is_file():
+            refuse(f"{folder}: found no tokenizer.json, wanted a local pivot with its tokenizer")
+        from transformers import PreTrainedTokenizerFast
+
+        from cofuse.demo.screen import screen
+        from cofuse.model_folder import load_folder
+        from fusion.generate import on_policy_prompts
+
+        with screen() as bars:
+            bars.say(f"loading {folder}")
+            pivot = load_folder(folder).float()
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            texts = on_policy_prompts(
+                pivot,
+                tokenizer,
+                documents,
+                share_of_document=opening,
+                count=count,
+                seed=seed,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                batch_size=batch_size,
+                on_progress=lambda done, total: bars.show("writing", done, total, "tokens"),
+            )
+        write_prompts(out, texts)
+    except (ValueError, OSError) as error:  # ours are ValueErrors that say what to do
+        refuse(error)
+    typer.echo(out, err=as_json)
+    if as_json:
+        size = sum(len(text.encode()) for text in texts)
+        found = {"ok": True, "prompts": str(out), "documents": len(texts), "bytes": size}
+        typer.echo(json.dumps(found))

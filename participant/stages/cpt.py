@@ -29,6 +29,7 @@ from fusion.models import (
     save_model,
     train_tokenizer,
 )
+from fusion.proximal import proximal
 from participant.config import ModelConfig, TrainingConfig
 from participant.corpus import read_corpus
 
@@ -132,7 +133,7 @@ class Expert:
         return build_model(spec, seed), tokenizer, tokens
 
 
-def adapt_pivot(
+def adapt_pivot(  # noqa: PLR0913 - the knobs of a local run, each by keyword
     pivot: Path,
     corpus: Path,
     config: TrainConfig,
@@ -142,8 +143,12 @@ def adapt_pivot(
     checkpoint_dir: Path,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
+    proximal_mu: float = 0.0,
 ) -> tuple[PreTrainedModel, TrainResult]:
-    """Train a copy of the pivot on the private text, with its tokenizer (weights rounds)."""
+    """Train a copy of the pivot on the private text, with its tokenizer (weights rounds).
+
+    Above 0, proximal_mu keeps the copy near the pivot (FedProx, fusion.proximal).
+    """
     model, tokenizer = load_model(pivot)
     tokens = encode_documents(tokenizer, read_corpus(corpus))
     convert_to_float8_training(model, BlockScaling())
@@ -151,7 +156,8 @@ def adapt_pivot(
     result = train(
         model,
         batches,
-        causal_lm_loss,
+        # The pivot's weights, not those of a checkpoint: train resumes after this line.
+        proximal(causal_lm_loss, dict(model.named_parameters()), proximal_mu),
         config,
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -5,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion.align import align, coverage, map_ids, row_starts, vocabulary
-from fusion.codec import LogitContribution
+from fusion.align import align, chunk_logprobs, coverage, row_starts
+from fusion.contribution import LogitContribution
 from fusion.extract import extract_logits
 from fusion.models import ModelSpec, build_model, train_tokenizer
+from fusion.vocab_maps import vocabulary
 from tests.fusion.factories import build, cut_at, vocabulary_of
 
 PLACES = st.sets(st.integers(0, 12))
@@ -35,6 +37,11 @@ def read_before(c: LogitContribution) -> list[tuple[int, bytes]]:
             # The eos row has read the whole document and is told from an empty one's by `done`.
             out.append((doc, b"".join(tokens[:k])))
     return out
+
+
+def with_prefix(c: LogitContribution) -> LogitContribution:
+    """The same, of a tokenizer that reads the first byte of each text before the text."""
+    return replace(c, byte_ends=np.maximum(c.byte_ends - 1, 0))
 
 
 @given(two_cuts())
@@ -102,19 +109,6 @@ def test_equally_long_prompt_sets_with_other_documents_are_refused() -> None:
         )
 
 
-def test_ids_map_by_bytes_and_eos_maps_to_eos_whatever_its_number() -> None:
-    student, _ = build([[b"a"]], [b"", b"a", b"b", b"cd"], top_k=1)
-    teacher, _ = build([[b"a"]], [b"cd", b"x", b"a", b"", b"c", b"bb"], top_k=1, eos=3)
-    assert map_ids(student, teacher).tolist() == [3, -1, 1, 0, -1, -1]
-    assert map_ids(student, teacher, [9, -1, 9, 9, -1, 2]).tolist() == [3, -1, 1, 0, -1, 2]
-
-
-def test_padding_ids_without_bytes_map_to_nothing() -> None:
-    student, _ = build([[b"a"]], [b"", b"a", b"", b""], top_k=1)
-    teacher, _ = build([[b"a"]], [b"", b"a", b"", b"", b""], top_k=1)
-    assert map_ids(student, teacher).tolist() == [0, 1, -1, -1, -1]
-
-
 def test_row_starts_grow_by_the_bytes_and_by_one_per_document() -> None:
     cuts = [[b"ab", b"c"], [], [b"d"]]
     contribution, _ = build(cuts, vocabulary_of(cuts), top_k=1)
@@ -152,3 +146,60 @@ def test_byte_alignment_compares_far_more_rows_than_positions_do() -> None:
 
 def _starts_by_doc(c: LogitContribution) -> list[np.ndarray]:
     return [starts - starts[0] for starts in np.split(row_starts(c), c.doc_offsets[1:-1])]
+
+
+@given(two_cuts(), st.booleans())
+def test_a_prefix_moves_no_place_and_the_last_row_at_a_byte_is_the_one(
+    pair: tuple[LogitContribution, LogitContribution], first_alone: bool
+) -> None:
+    # The teacher reads each text with a space before it, alone or as part of its first token.
+    student, plain = pair
+    table, cuts = vocabulary(plain), []
+    for start, end in pairwise(plain.doc_offsets.tolist()):
+        pieces = [table[i] for i in plain.token_ids[start : end - 1]]
+        if pieces:
+            pieces = [b" ", *pieces] if first_alone else [b" " + pieces[0], *pieces[1:]]
+        cuts.append(pieces)
+    teacher = with_prefix(build(cuts, vocabulary_of(cuts), top_k=1)[0])
+    wanted, found = align(student, plain), align(student, teacher)
+    assert found.student_rows.tolist() == wanted.student_rows.tolist()
+    assert found.student_ends.tolist() == wanted.student_ends.tolist()
+    lengths = found.teacher_ends - found.teacher_rows
+    assert lengths.tolist() == (wanted.teacher_ends - wanted.teacher_rows).tolist()
+    for start, end in pairwise(teacher.doc_offsets.tolist()):
+        first = start + int(first_alone and end - start > 1)
+        assert first in found.teacher_rows
+        assert end - 1 in found.teacher_rows  # eos
+    # ... whichever side it is on
+    swapped = align(teacher, student)
+    assert swapped.student_rows.tolist() == found.teacher_rows.tolist()
+    assert swapped.teacher_ends.tolist() == found.student_ends.tolist()
+
+
+@given(two_cuts())
+def test_a_chunks_likelihood_is_that_of_its_tokens(
+    pair: tuple[LogitContribution, LogitContribution],
+) -> None:
+    student, teacher = pair
+    found = align(student, teacher)
+    wanted = [
+        teacher.own_logprob[start:end].sum()
+        for start, end in zip(found.teacher_rows, found.teacher_ends, strict=True)
+    ]
+    assert chunk_logprobs(teacher, found) == pytest.approx(np.asarray(wanted), abs=1e-4)
+
+
+def test_one_document_at_a_time_gives_the_same_places() -> None:
+    cuts = [[b"ab", b"c"], [], [b"d", b"ef"]], [[b"a", b"bc"], [], [b"def"]]
+    student, teacher = (build(c, vocabulary_of(c), top_k=1)[0] for c in cuts)
+    whole = align(student, teacher)
+    parts = [align(student.documents(d, d + 1), teacher.documents(d, d + 1)) for d in range(3)]
+    rows = [part.student_rows + student.doc_offsets[d] for d, part in enumerate(parts)]
+    assert np.concatenate(rows).tolist() == whole.student_rows.tolist()
+
+
+def test_a_token_that_ends_inside_a_character_is_a_place() -> None:
+    cafe = "caf\u00e9".encode()
+    cuts = [[cafe[:4], cafe[4:]]], [[cafe[:2], cafe[2:4], cafe[4:]]]
+    student, teacher = (build(c, vocabulary_of(c), top_k=1)[0] for c in cuts)
+    assert align(student, teacher).teacher_rows.tolist() == [0, 2, 3]

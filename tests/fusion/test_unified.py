@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fp8.train import TrainConfig, causal_lm_loss, packed_batches, train
-from fusion import losses
-from fusion.codec import LogitContribution
+from fusion.baselines import BASELINES
+from fusion.contribution import LogitContribution
 from fusion.extract import extract_logits
 from fusion.models import (
     Architecture,
@@ -22,8 +22,10 @@ from fusion.models import (
     parameter_arrays,
     train_tokenizer,
 )
+from fusion.objective import fusion_loss
+from fusion.prepare import prepare
 from fusion.settings import FusionSettings
-from fusion.unified import Windows, fuse, fusion_loss, prepare
+from fusion.unified import fuse
 
 PROMPTS = [f"Code I{n} is infarction of part {n}, left side." for n in range(20)]
 TRAIN = TrainConfig(steps=6, lr=3e-3, warmup_steps=1, decay_steps=2, checkpoint_every=2)
@@ -68,7 +70,7 @@ def fused(
 ) -> tuple[dict[str, np.ndarray], list[float]]:
     net = pivot()
     result = fuse(net, tokenizer(300), PROMPTS, contributions, settings, **how)
-    return parameter_arrays(net), result.losses
+    return parameter_arrays(net), result.train.losses
 
 
 def both() -> dict[str, LogitContribution]:
@@ -112,8 +114,10 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path) -> No
     [
         {},
         {"routing": "uniform"},
-        {"alm_weight": 0.0},
-        {"loss": "infifusion", "distill_weight": 0.5},
+        {"routing": "document", "gate_nats": 0.0},
+        {"alm_weight": 0.0, "other": False},
+        {"fp8": True},
+        *({"loss": name, "distill_weight": 0.5} for name in BASELINES),
     ],
 )
 def test_every_method_learns_the_text_it_is_given(change: dict[str, Any]) -> None:
@@ -124,75 +128,26 @@ def test_every_method_learns_the_text_it_is_given(change: dict[str, Any]) -> Non
     assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])
 
 
-def test_span_kl_brings_the_pivot_to_the_expert_and_infifusion_does_not() -> None:
+def test_span_kl_brings_the_pivot_to_the_expert_and_infifusion_does_not(tmp_path: Path) -> None:
+    judge = prepare(pivot(), tokenizer(300), PROMPTS, {"a": contribution("a")}, SETTINGS, tmp_path)
+    batch = judge.store.batch(torch.arange(200)[None])
     kl = {}
     for loss in ("span_kl", "infifusion"):
         net = pivot()
-        settings = replace(
-            SETTINGS,
-            train=replace(TRAIN, steps=40),
-            batch_size=8,
-            distill_weight=1.0,
-            loss=loss,
-        )
+        train = replace(TRAIN, steps=40)
+        settings = replace(SETTINGS, train=train, batch_size=8, distill_weight=1.0, loss=loss)
         fuse(net, tokenizer(300), PROMPTS, {"a": contribution("a")}, settings)
-        judge = prepare(pivot(), tokenizer(300), PROMPTS, {"a": contribution("a")}, SETTINGS).spans
-        assert judge is not None
-        stream = torch.from_numpy(np.append(0, encode_documents(tokenizer(300), PROMPTS)))
         with torch.no_grad():
-            logprobs = net(stream[None, :200]).logits[0].log_softmax(-1)
-        kl[loss] = float(losses.span_kl(logprobs, judge.ids[:200].long(), judge.probs[:200]).mean())
+            kl[loss] = fusion_loss(net, batch, SETTINGS)[1]["span_kl"]
     assert kl["span_kl"] < 0.5 * kl["infifusion"]
 
 
-def test_the_loss_is_the_stated_mixture_and_its_parts_are_reported() -> None:
-    net, data = pivot(), prepare(pivot(), tokenizer(300), PROMPTS, both(), SETTINGS)
-    rows = torch.arange(32).reshape(2, 16) + 7
-    loss, parts = fusion_loss(net, Windows(rows), data, SETTINGS)
-    distill = parts["span_kl"] + SETTINGS.alm_weight * parts["alm"]
-    assert loss.item() == pytest.approx(
-        (1 - SETTINGS.distill_weight) * parts["ce"] + SETTINGS.distill_weight * distill, rel=1e-5
-    )
-    with torch.no_grad():
-        logits = net(data.stream[rows]).logits
-    ce = torch.nn.functional.cross_entropy(logits.flatten(0, 1), data.stream[rows + 1].flatten())
-    assert parts["ce"] == pytest.approx(float(ce), rel=1e-5)
-    assert Windows(rows).tokens == 32
-
-
-def test_alm_compares_each_chunk_that_lies_whole_in_a_window_once() -> None:
-    net, data = pivot(), prepare(pivot(), tokenizer(300), PROMPTS, both(), SETTINGS)
-    assert data.chunks is not None
-    row, expert = (int(x[0]) for x in data.chunks.length.nonzero(as_tuple=True))
-    length = int(data.chunks.length[row, expert])
-    inside = torch.arange(row - length + 1, row + 1)[None]
-    only = replace(
-        data.chunks,
-        weight=torch.zeros_like(data.chunks.weight).index_put(
-            (torch.tensor(row), torch.tensor(expert)), torch.tensor(1.0)
-        ),
-    )
-    with torch.no_grad():
-        logits = net(data.stream[inside]).logits[0].log_softmax(-1)
-    own = logits.gather(-1, data.stream[inside[0] + 1][:, None]).sum()
-    wanted = losses.alm(own, data.chunks.logprob[row, expert]) / length
-    with_chunk = replace(data, chunks=only)
-    _, parts = fusion_loss(net, Windows(inside), with_chunk, SETTINGS)
-    assert parts["alm"] == pytest.approx(float(wanted), rel=1e-4)
-    _, cut = fusion_loss(net, Windows(inside[:, 1:]), with_chunk, SETTINGS)
-    assert cut["alm"] == 0
-
-
-def test_rows_that_no_candidate_covers_get_no_gradient_from_the_experts() -> None:
-    settings = replace(SETTINGS, distill_weight=1.0, routing="uniform", alm_weight=0.0)
-    data = prepare(pivot(), tokenizer(300), PROMPTS, {"b": contribution("b")}, settings)
-    assert data.spans is not None
-    bare = (data.spans.weight == 0).nonzero()[:, 0]
-    assert len(bare) > 0
+def test_an_fp8_run_leaves_a_plain_model() -> None:
     net = pivot()
-    loss, _ = fusion_loss(net, Windows(bare[:1, None]), data, settings)
-    loss.backward()
-    assert all(p.grad is None or not p.grad.any() for p in net.parameters())
+    fuse(net, tokenizer(300), PROMPTS, both(), replace(SETTINGS, fp8=True))
+    assert {type(m) for m in net.modules() if isinstance(m, torch.nn.Linear)} == {torch.nn.Linear}
+    arrays, _ = fused(both())
+    assert any(not np.array_equal(arrays[n], v) for n, v in parameter_arrays(net).items())
 
 
 def test_settings_that_cannot_be_meant_are_refused() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from cofuse.sdk import Coordinator
 from coordinator.access import ROLES
-from fusion.codec import read_logits, write_logits
+from fusion.codec import write_logits
 from fusion.extract import extract_logits
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant import client as client_module
@@ -244,22 +245,15 @@ def _contribution(tmp_path: Path, model: Any, public: Path, top_k: int = 4) -> P
 
 def _spoil(path: Path, kind: str) -> None:
     """Damage a good contribution in one way."""
-    whole = read_logits(path)
-    arrays = {
-        name: np.array(getattr(whole, name))
-        for name in whole.__dataclass_fields__
-        if name != "header"
-    }
-    if kind == "nan":
-        arrays["tail_logprob"][3] = np.nan
+    arrays = {name: values.copy() for name, values in load_file(path).items()}
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    if kind == "mass":
+        arrays["tail"][3] = arrays["topk"][3] = 0
     elif kind == "vocabulary":
-        arrays["topk_ids"][0, 0] = whole.header.vocab_size
+        arrays["topk_ids"][0] = 255
     elif kind == "spelling":
         arrays["vocab_bytes"][:] = 65
-    metadata = {
-        "format": "LogitHeader",
-        "header": json.dumps(dataclasses.asdict(whole.header)),
-    }
     save_file(arrays, path, metadata=metadata)
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:-7])
@@ -268,7 +262,7 @@ def _spoil(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("nan", "not_finite"),
+        ("mass", "mass"),
         ("vocabulary", "id_out_of_vocabulary"),
         ("truncated", "truncated"),
         ("spelling", "spell"),

@@ -1,0 +1,297 @@
+"""`cofuse fuse`: a fusion from local directories, without any coordinator."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+from cofuse.commands.connection import Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cofuse.demo.screen import Screen
+    from cofuse.local_check import Checked
+
+Spec = Annotated[Path, typer.Argument(help="Spec (YAML); see examples/fuse-*.yaml, docs/fuse.md.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The pivot directory to make.")]
+Work = Annotated[
+    Path | None, typer.Option(help="Where the work is kept, to go on or to reuse. [OUT.work]")
+]
+_WIDE: Final = 120
+_TENSORS: Final = 40
+"""Tensors a dry run lists on the terminal; --json has all."""
+
+
+def fuse(
+    spec: Spec,
+    out: Out = None,
+    work: Work = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what it costs; no work.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a pivot made before.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Training runs side by side.")] = 1,
+    as_json: Json = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    """Fuse local models into a pivot; the spec names pivot, sources and method."""
+    from cofuse.local_spec import load_local_spec
+
+    say = _Talk(as_json=as_json, debug=debug)
+    with say.errors():
+        found = load_local_spec(spec)
+        if out is None and not dry_run:
+            say.misuse("--out is missing; say where the pivot directory is to be made")
+        inputs = [found.pivot, *found.sources.values(), found.prompts, found.evals]
+        if out is not None:
+            work = work or beside(out, ".work")
+            _check_out(say, out, work, [path for path in inputs if path is not None], force=force)
+        with say.waiting("reading tokenizers and headers"):
+            from cofuse.local_check import check
+
+            checked = check(found)
+        console = _console(to_stderr=as_json)
+        if dry_run or out is None or work is None:
+            with say.waiting("merging without writing"):
+                from cofuse.local_merge import try_merge
+
+                report = try_merge(found, {source.name: source.kind for source in checked.sources})
+            facts = checked.facts() | {"merge": report and report.described()}
+            _show_facts(facts, console)
+            say.done({"dry_run": facts})
+            return
+        _run(say, checked, out, work, workers)
+
+
+def _run(say: _Talk, checked: Checked, out: Path, work: Path, workers: int) -> None:
+    from cofuse.demo.screen import screen
+    from cofuse.local_fusion import fuse_locally, lay_down
+
+    start = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with screen() as bars:
+            bars.say(
+                f"cofuse fuse: {checked.spec.round.method}, "
+                f"{len(checked.sources)} sources into {checked.pivot.folder.name}; work in {work}"
+            )
+            job = fuse_locally(checked, work, workers=workers, on_event=_teller(bars))
+        evals = lay_down(checked, job, out)
+    except KeyboardInterrupt:
+        say.end("stopped; what is finished is kept. Go on with the same command", 130)
+    except BlockingIOError:
+        say.misuse(f"another fusion is at work in {work}; wait for it, or give another --work")
+    seconds = round(time.monotonic() - start, 1)
+    console = _console(to_stderr=say.as_json)
+    _show_evals(evals, console)
+    console.print(f"{seconds:.0f} s; {work} keeps the work, remove it when done", markup=False)
+    console.print(f"pivot: {out}", markup=False, soft_wrap=True)
+    say.done({"pivot": str(out), "evals": evals, "seconds": seconds})
+
+
+def beside(out: Path, ending: str) -> Path:
+    """A name next to `out`, which may itself be "." or end in ".."."""
+    whole = out if out.name not in ("", "..") else out.resolve()
+    return whole.with_name(whole.name + ending)
+
+
+def _teller(bars: Screen) -> Any:
+    """What the children say, as bars."""
+
+    def tell(kind: str, body: dict[str, Any]) -> None:
+        phase = body.get("phase")
+        if phase == "extract":
+            bars.show(f"{body['source']}: log-probabilities", body["done"], body["total"])
+        elif phase == "train":
+            note = f"loss {body['loss']:.3f}"
+            bars.show(f"fusing: {body['run']}", body["step"], body["steps"], note)
+        elif phase == "merge":
+            bars.show("merging", body["done"], body["total"], "tensors")
+        elif phase == "score":
+            bars.say(f"measuring {body['source']}")
+        elif kind == "fused":
+            bars.say("fused; measuring")
+
+    return tell
+
+
+def _check_out(say: _Talk, out: Path, work: Path, inputs: list[Path], *, force: bool) -> None:
+    """Refuse before the work what could not be laid down after it, or would destroy something."""
+    there, busy = out.resolve(), work.resolve()
+    for path in (path.resolve() for path in inputs):
+        if there == path or there in path.parents:
+            say.misuse(f"--out {out} is or holds {path}, which the fusion reads; give another name")
+    if there == busy or there in busy.parents:
+        say.misuse(f"--work {work} lies in --out {out}; give it a place beside it")
+    for name, path in (("--out", out), ("--work", work)):
+        if path.exists() and not path.is_dir():
+            say.misuse(f"{name} {path} is a file; give the name of a folder")
+    if out.exists() and not force:
+        say.misuse(f"{out} exists; give another name, or --force to replace it")
+    if out.exists() and any(out.iterdir()) and not (out / "lineage.json").is_file():
+        say.misuse(f"{out} is no pivot directory (it has no lineage.json); --force leaves it alone")
+
+
+class _Talk:
+    """Ends the command: with words on stderr, and as the JSON line where that was asked for."""
+
+    def __init__(self, *, as_json: bool, debug: bool) -> None:
+        self.as_json = as_json
+        self._debug = debug
+
+    def end(self, words: object, status: int) -> NoReturn:
+        """Say what ended it."""
+        typer.echo(f"error: {words}" if status in (1, 2) else str(words), err=True)
+        if self.as_json:
+            typer.echo(json.dumps({"ok": False, "error": str(words)}))
+        raise typer.Exit(status)
+
+    def misuse(self, words: object) -> NoReturn:
+        """Say what was asked wrongly."""
+        self.end(words, 2)
+
+    def done(self, values: Mapping[str, Any]) -> None:
+        """Give the result."""
+        if self.as_json:
+            typer.echo(json.dumps({"ok": True, **values}))
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Bad input ends with status 2, a failed child with 1; other errors are ours."""
+        from cofuse.local_fusion import LocalFusionError
+
+        try:
+            yield
+        except LocalFusionError as error:
+            if self._debug:
+                raise
+            self.end(error, 1)
+        except (ValueError, OSError) as error:  # ours are ValueErrors that say what to do
+            if self._debug:
+                raise
+            self.misuse(error)
+
+    @contextmanager
+    def waiting(self, words: str) -> Iterator[None]:
+        """Show on a terminal that work goes on."""
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            yield
+            return
+        with console.status(words):
+            yield
+
+
+def _console(*, to_stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=to_stderr, highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(stderr=to_stderr, highlight=False, width=_WIDE)
+
+
+def _show_facts(facts: Mapping[str, Any], console: Console) -> None:
+    """Print what a dry run found."""
+    table = _table("", "architecture", "parameters", "vocabulary", "tokens", "common", "1:1", "MB")
+    pivot = facts["pivot"]
+    rows = [{**pivot, "name": "pivot"}, *facts["sources"]]
+    for row in rows:
+        size = row.get("contribution_bytes")
+        table.add_row(
+            row["name"],
+            row["architecture"] or row["kind"],
+            *(_count(row.get(key)) for key in ("parameters", "vocabulary", "tokens")),
+            *(_share(row.get(key)) for key in ("common", "one_to_one")),
+            "" if size is None else f"{size / 1e6:,.1f}",
+        )
+    console.print(table)
+    prompts, training = facts["prompts"], facts["training"]
+    if prompts["documents"]:
+        console.print(f"prompts: {prompts['documents']:,} documents, {prompts['bytes']:,} bytes")
+    if training is not None:
+        console.print(
+            f"each run: {training['steps']:,} steps of {training['batch_size']} x "
+            f"{training['seq_len']} tokens, {training['epochs']:.1f} times through the prompt set"
+        )
+    if facts["merge"] is not None:
+        _show_merge(facts["merge"], console)
+    console.print("nothing was written", markup=False)
+
+
+def _show_merge(merge: Mapping[str, Any], console: Console) -> None:
+    """Print what each source brings to the merge, in all and by tensor."""
+    given = ", ".join(f"{key} {value:g}" for key, value in merge["parameters"].items())
+    console.print(f"merge: {merge['method']}, weight {merge['weight']:g} {given}", markup=False)
+    table = _table("source", "weight", "norm of delta", "cosine with the merged", "same signs")
+    for name, row in merge["sources"].items():
+        cells = [f"{row['effective_weight']:.3g}", f"{row['norm']:.4g}", f"{row['cosine']:.3f}"]
+        table.add_row(name, *cells, f"{row['sign_share']:.1%}")
+    console.print(table)
+    sources = list(merge["sources"])
+    shown = merge["tensors"][:_TENSORS]
+    table = _table("tensor", "dtype", "shape", *sources)
+    for row in shown:
+        shape = " x ".join(map(str, row["shape"]))
+        found = [row["sources"].get(name) for name in sources]
+        cells = ["copied" if x is None else f"{x['norm']:.3g} / {x['cosine']:.2f}" for x in found]
+        table.add_row(row["name"], row["dtype"], shape, *cells)
+    console.print("norm of each source's delta / cosine with the merged, by tensor", markup=False)
+    console.print(table)
+    if more := len(merge["tensors"]) - len(shown):
+        console.print(f"and {more} more; --json has all of them", markup=False)
+    for note in merge["notes"]:
+        console.print(f"note: {note}", markup=False)
+
+
+def _show_evals(evals: Mapping[str, Any], console: Console) -> None:
+    """Print models by domains, as in the demo."""
+    titles = {"bpb": "bits per byte, held out (lower is better)", "accuracy": "accuracy"}
+    for key, title in titles.items():
+        scores = evals.get(key)
+        if not scores:
+            continue
+        domains = list(next(iter(scores.values())))
+        console.print(title, markup=False)
+        table = _table("model", *domains, "mean")
+        for model, by_domain in scores.items():
+            values = [by_domain[domain] for domain in domains]
+            cells = [f"{value:.3f}" for value in [*values, sum(values) / len(values)]]
+            table.add_row(model, *cells, style="bold" if model == evals["pivot"] else None)
+        console.print(table)
+    if evals["bpb"]:
+        pivot, base = evals["bpb"][evals["pivot"]], evals["bpb"]["base"]
+        better = [domain for domain in pivot if pivot[domain] < base[domain]]
+        console.print(
+            f"{evals['pivot']} needs fewer bits than base on {len(better)} of {len(pivot)} domains"
+        )
+
+
+def _table(first: str, *columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        left = column == "architecture"
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    return table
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -1,0 +1,98 @@
+"""What the sources of a local fusion know: `python -m cofuse.local_sources TASK.json`, a child.
+
+Makes each file of the task that is not there yet, one source after the other, so that memory holds
+one model. A file appears whole or not at all; a killed child goes on with what is missing.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cofuse.local_merge import merge_settings
+from coordinator.fuse_worker import score
+from fusion.extract import extract_to_file
+from fusion.merge_files import merge_directories
+from fusion.models import load_model
+from protos.process import die_with_parent
+from protos.public_sets import read_prompts
+from protos.spec import RoundSpec
+
+
+def make_logits(
+    task: dict[str, Any], source: dict[str, Any], on_progress: Callable[[int, int], None]
+) -> None:
+    """Write what a source's model thinks of the prompt set."""
+    model, tokenizer = load_model(Path(source["path"]))
+    extract_to_file(
+        Path(source["logits"]),
+        model,
+        tokenizer,
+        read_prompts(Path(task["prompts"])),
+        top_k=task["spec"]["top_k"],
+        prompt_set_sha256=task["prompts_sha256"],
+        model_sha256=source["model_sha256"],
+        on_progress=on_progress,
+    )
+
+
+def make_merged(
+    task: dict[str, Any], on_progress: Callable[[int, int, str], None] | None = None
+) -> None:
+    """Write the merge of the sources' models around the pivot, tensor by tensor."""
+    out = Path(task["merged"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    merge_directories(
+        Path(task["pivot"]),
+        {source["name"]: Path(source["path"]) for source in task["sources"]},
+        out,
+        merge_settings(RoundSpec.model_validate_json(json.dumps(task["spec"]))),
+        on_progress=on_progress,
+    )
+
+
+def make_scores(task: dict[str, Any], source: dict[str, Any]) -> None:
+    """Write how good a source's model is on the evaluation set."""
+    folder = Path(source["path"])
+    text = json.dumps(score(folder, folder, Path(task["evals"])), sort_keys=True)
+    path = Path(source["scores"])
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def main(argv: list[str]) -> int:
+    """Do one task."""
+    die_with_parent()
+    task = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    for source in task["sources"]:
+
+        def tell(done: int, total: int, name: str = source["name"]) -> None:
+            _tell("progress", phase="extract", source=name, done=done, total=total)
+
+        if _missing(source["logits"]):
+            make_logits(task, source, tell)
+        if _missing(source["scores"]):
+            _tell("progress", phase="score", source=source["name"])
+            make_scores(task, source)
+    if _missing(task["merged"]):
+        make_merged(task, lambda done, total, _: _tell_merge(done, total))
+    return 0
+
+
+def _missing(path: str | None) -> bool:
+    return path is not None and not Path(path).exists()
+
+
+def _tell_merge(done: int, total: int) -> None:
+    _tell("progress", phase="merge", done=done, total=total)
+
+
+def _tell(kind: str, **body: Any) -> None:
+    os.write(1, (json.dumps({"kind": kind, **body}) + "\n").encode())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

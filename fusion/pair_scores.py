@@ -1,0 +1,129 @@
+"""Pairs of responses, and what a model thinks of them: four numbers a pair, as a file.
+
+Shapes: N = pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+_BYTES_PER_PAIR: Final = 128
+"""What four numbers may take in JSON, with room to spare."""
+
+
+class PreferenceError(ValueError):
+    """Pairs or scores cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two answers to one prompt. The text is prompt + response: write the space between them."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairScores:
+    """What one model thinks of the responses of N pairs."""
+
+    chosen_logp: NDArray[np.float64]
+    """[N] log P(chosen and eos | prompt) in nats, at most 0."""
+    chosen_tokens: NDArray[np.int64]
+    """[N] the model's own tokens of chosen and eos."""
+    rejected_logp: NDArray[np.float64]
+    rejected_tokens: NDArray[np.int64]
+
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Logs = list[Annotated[float, Field(le=0)]]
+Counts = list[Annotated[int, Field(ge=1, lt=2**31)]]
+
+
+class _ScoresFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    format: Literal["cofuse-pair-scores-1"] = "cofuse-pair-scores-1"
+    pairs_sha256: Sha256
+    model_sha256: Sha256
+    chosen_logp: Logs
+    chosen_tokens: Counts
+    rejected_logp: Logs
+    rejected_tokens: Counts
+
+
+def hash_pairs(pairs: Sequence[PreferencePair]) -> str:
+    """Return the sha256 of the pairs in their order: scores are of these and no others."""
+    lines = (json.dumps([pair.prompt, pair.chosen, pair.rejected]) for pair in pairs)
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def write_scores(
+    path: Path, scores: PairScores, pairs: Sequence[PreferencePair], *, model_sha256: str
+) -> None:
+    """Write scores of the pairs. Raises PreferenceError for what read_scores would refuse."""
+    try:
+        file = _ScoresFile(
+            pairs_sha256=hash_pairs(pairs),
+            model_sha256=model_sha256,
+            chosen_logp=scores.chosen_logp.tolist(),
+            chosen_tokens=scores.chosen_tokens.tolist(),
+            rejected_logp=scores.rejected_logp.tolist(),
+            rejected_tokens=scores.rejected_tokens.tolist(),
+        )
+    except ValidationError as error:
+        raise PreferenceError(f"{path} is not written: {_first(error)}") from error
+    _check_counts(path, file, len(pairs))
+    path.write_text(file.model_dump_json(), encoding="utf-8")
+
+
+def read_scores(path: Path, pairs: Sequence[PreferencePair]) -> PairScores:
+    """Read the scores of these pairs, checked to the last number.
+
+    Raises: PreferenceError for a file that is too large, no such JSON, or of other pairs.
+    """
+    most, size = 1024 + _BYTES_PER_PAIR * len(pairs), path.stat().st_size
+    if size > most:
+        raise PreferenceError(
+            f"{path} has {size} bytes; scores of {len(pairs)} pairs have at most {most}: is it of "
+            "these pairs?"
+        )
+    try:
+        file = _ScoresFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise PreferenceError(f"{path}: {_first(error)}; write it with write_scores") from error
+    if file.pairs_sha256 != (wanted := hash_pairs(pairs)):
+        raise PreferenceError(
+            f"{path} scores the pairs {file.pairs_sha256[:12]}, wanted {wanted[:12]}: score the "
+            "pairs of this round, in their order"
+        )
+    _check_counts(path, file, len(pairs))
+    return PairScores(
+        np.asarray(file.chosen_logp, np.float64),
+        np.asarray(file.chosen_tokens, np.int64),
+        np.asarray(file.rejected_logp, np.float64),
+        np.asarray(file.rejected_tokens, np.int64),
+    )
+
+
+def _check_counts(path: Path, file: _ScoresFile, pairs: int) -> None:
+    lists = (file.chosen_logp, file.chosen_tokens, file.rejected_logp, file.rejected_tokens)
+    if {len(numbers) for numbers in lists} != {pairs}:
+        raise PreferenceError(
+            f"{path}: found {[len(numbers) for numbers in lists]} numbers, wanted {pairs} of each"
+        )
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the file"
+    return f"{place}: {first['msg']}"

@@ -1,0 +1,330 @@
+"""Preference fusion: the pivot learns to prefer what the experts do, from four numbers a pair.
+
+    L = -log sigmoid(beta * (r(chosen) - r(rejected)) - offset),   r(y) = log P(y|x) - log M(y|x)
+DPO whose reference M is fused of the experts' log-probabilities of whole responses. These know no
+tokenizer, and are all that an expert ships. P is the pivot in training; all logs may be divided
+by a length.
+Source: InfiFPO (arXiv 2505.13878).
+Shapes: N = pairs, S = sources, R = rows of a batch (chosen, then rejected), T = tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from fp8.batches import IGNORED
+from fp8.train import Progress, TrainConfig, TrainResult, train
+from fusion.models import context_length, encode_text, eos_id
+from fusion.pair_scores import PairScores, PreferenceError, PreferencePair
+from fusion.scoring import score_streams
+
+Fusion = Literal["mean", "max_margin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSettings:
+    """How to fuse preferences; the defaults are InfiFPO's, but for `length`."""
+
+    train: TrainConfig
+    """InfiFPO: lr 1e-7 for models of billions of weights, one epoch."""
+    batch_size: int
+    """Pairs per step; InfiFPO: 128."""
+    beta: float = 2.5
+    """Above 0. InfiFPO: 2.5 with a length, 0.1 without."""
+    offset: float = 0.0
+    """At least 0: by how much the chosen must win. InfiFPO's scripts: 5 with a length."""
+    fusion: Fusion = "max_margin"
+    clip: bool = True
+    length: Literal["pivot", "own", "none"] = "pivot"
+    """What logs are divided by: the response's tokens as the pivot cuts it; as each model cuts it
+    itself (InfiFPO, where longer tokens pass for a worse model); nothing."""
+    judge: Literal["given", "experts"] = "given"
+    """Who says which response is chosen: the pairs, or the mean of the experts' own margins."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be meant."""
+        if not (0 < self.beta < float("inf") and 0 <= self.offset < float("inf")) or (
+            self.batch_size < 1
+        ):
+            raise ValueError(
+                f"beta {self.beta} must be above 0, offset {self.offset} at least 0, and "
+                f"batch_size {self.batch_size} at least 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A batch: which pairs."""
+
+    index: Tensor
+    """[N] int64."""
+
+    @property
+    def tokens(self) -> int:
+        """What the loss is a mean over, which here are pairs."""
+        return len(self.index)
+
+    def part(self, index: int, parts: int) -> Pairs:
+        """One of `parts` pieces: consecutive pairs. Raises ValueError when there are too few."""
+        if len(self.index) < parts:
+            raise ValueError(
+                f"{len(self.index)} pairs cannot be cut into {parts} pieces; raise batch_size"
+            )
+        return Pairs(self.index.tensor_split(parts)[index])
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Everything the run learns from, by pair."""
+
+    rows: list[tuple[list[int], list[int]]]
+    """Ids of chosen and rejected: eos, prompt, response, eos."""
+    prompt: list[int]
+    """Tokens of a row before its response."""
+    length: Tensor
+    """[2, N] float64: what the pivot's logs are divided by; chosen, then rejected."""
+    reference: Tensor
+    """[2, N] float64: log M, divided by its length."""
+
+
+def preference_loss(
+    policy_chosen_logp: Tensor,
+    policy_rejected_logp: Tensor,
+    chosen_len: Tensor,
+    rejected_len: Tensor,
+    fused_chosen: Tensor,
+    fused_rejected: Tensor,
+    beta: float,
+    offset: float = 0.0,
+) -> Tensor:
+    """Return the loss of each pair in nats, [N]; log 2 where the policy is the reference.
+
+    Args: policy_*_logp: [N] log P(response | prompt). *_len: [N] what to divide these by; 1 leaves
+        them. fused_*: [N] log M(response | prompt), divided already; no gradient goes there.
+    Source: InfiFPO (arXiv 2505.13878); the offset: ODPO (arXiv 2402.10571).
+    """
+    chosen_N = policy_chosen_logp / chosen_len - fused_chosen.detach()
+    rejected_N = policy_rejected_logp / rejected_len - fused_rejected.detach()
+    return -nn.functional.logsigmoid(beta * (chosen_N - rejected_N) - offset)
+
+
+def fused_reference(
+    pivot_N: Tensor, sources_SN: Tensor, *, chosen: bool, fusion: Fusion, clip: bool = True
+) -> Tensor:
+    """Fuse what the sources think of one response a pair: log M, [N].
+
+    A source below the pivot on the chosen, or above it on the rejected, is weaker there and is
+    set to the pivot: it cannot add noise. max_margin takes the source farthest from the pivot.
+    Args: pivot_N, sources_SN: logs of the initial pivot and of the sources, divided by a length.
+        No source: the pivot itself, which makes it plain DPO.
+    Source: InfiFPO (arXiv 2505.13878): probability clipping, max-margin fusion.
+    """
+    if not len(sources_SN):
+        return pivot_N
+    gap_SN = sources_SN - pivot_N
+    if clip:
+        gap_SN = gap_SN.clamp(min=0) if chosen else gap_SN.clamp(max=0)
+    if fusion == "mean":
+        return pivot_N + gap_SN.mean(0)
+    above_N, below_N = gap_SN.amax(0), gap_SN.amin(0)
+    return pivot_N + torch.where(above_N >= -below_N, above_N, below_N)
+
+
+def score_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[PreferencePair],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PairScores:
+    """Score both responses of each pair, its end (eos) included: what an expert ships.
+
+    Args: on_progress: told (tokens scored, tokens in all).
+    Raises: PreferenceError when there is no pair.
+    """
+    rows, prompts = _encoded(tokenizer, pairs)
+    streams = [ids for pair in rows for ids in pair]
+    starts = np.repeat(prompts, 2)
+    sums = np.zeros(len(streams))
+    for stream, start, logprobs, labels in score_streams(model, streams, on_progress):
+        # Row p predicts the token p + 1 of the stream, so the response's first row is one earlier.
+        skip = max(0, int(starts[stream]) - 1 - start)
+        own = logprobs.gather(-1, labels[:, None])[skip:, 0]
+        sums[stream] += float(own.double().sum())
+    tokens = np.asarray([len(ids) for ids in streams], np.int64) - starts
+    # A log-probability is at most 0, also where float32 rounds it up.
+    sums = np.minimum(sums, 0.0)
+    return PairScores(sums[0::2], tokens[0::2], sums[1::2], tokens[1::2])
+
+
+def fuse_preferences(
+    pivot: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[PreferencePair],
+    scores: Mapping[str, PairScores],
+    settings: PreferenceSettings,
+    *,
+    checkpoint_dir: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainResult:
+    """Train the pivot in place to prefer the chosen responses, as far as the experts do.
+
+    Args: pivot: the base, also when a checkpoint is there to go on from: its scores are the
+        reference. scores: by participant, of these pairs in this order; empty is plain DPO.
+    Raises: PreferenceError when scores and pairs do not fit, or a pair does not fit the context.
+    """
+    data = _prepare(pivot, tokenizer, pairs, scores, settings)
+    seed, size = settings.train.seed, settings.batch_size
+
+    def batch_at(step: int) -> Pairs:
+        places = np.arange(step * size, (step + 1) * size)
+        orders = {
+            int(epoch): np.random.default_rng([seed, epoch]).permutation(len(pairs))
+            for epoch in np.unique(places // len(pairs))
+        }
+        picked = [orders[int(p) // len(pairs)][p % len(pairs)] for p in places]
+        return Pairs(torch.tensor(np.asarray(picked, np.int64)))
+
+    def loss_fn(model: nn.Module, batch: Pairs) -> tuple[Tensor, Mapping[str, float]]:
+        return _loss(model, batch, data, settings)
+
+    return train(
+        pivot,
+        batch_at,
+        loss_fn,
+        settings.train,
+        checkpoint_dir=checkpoint_dir,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+
+
+def _prepare(
+    pivot: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[PreferencePair],
+    scores: Mapping[str, PairScores],
+    settings: PreferenceSettings,
+) -> _Data:
+    rows, prompts = _encoded(tokenizer, pairs)
+    context = context_length(pivot)
+    for index, longest in enumerate(max(map(len, pair)) for pair in rows):
+        if longest - 1 > context:
+            raise PreferenceError(
+                f"pair {index} has {longest - 1} tokens with its eos; wanted at most {context}, "
+                "the pivot's context: cut its prompt, or leave it out"
+            )
+    for name, source in scores.items():
+        if len(source.chosen_logp) != len(pairs):
+            raise PreferenceError(
+                f"{name} scored {len(source.chosen_logp)} pairs; wanted {len(pairs)}: score the "
+                "pairs of this round, in their order"
+            )
+    base = score_pairs(pivot, tokenizer, pairs)
+    tokens_2N = torch.from_numpy(np.stack([base.chosen_tokens, base.rejected_tokens])).double()
+    if settings.length == "none":
+        tokens_2N = torch.ones_like(tokens_2N)
+    pivot_2N = _logs(base, tokens_2N, settings)
+    logs = [_logs(scores[name], tokens_2N, settings) for name in sorted(scores)]
+    sources_S2N = torch.stack(logs) if logs else pivot_2N.new_empty((0, *pivot_2N.shape))
+    if settings.judge == "experts" and logs:
+        margin_N = (sources_S2N[:, 0] - sources_S2N[:, 1]).mean(0)
+        swapped_N = margin_N < 0
+        pivot_2N, tokens_2N, sources_S2N = (
+            torch.where(swapped_N, x.flip(-2), x) for x in (pivot_2N, tokens_2N, sources_S2N)
+        )
+        rows = [
+            (no, yes) if swap else (yes, no)
+            for (yes, no), swap in zip(rows, swapped_N.tolist(), strict=True)
+        ]
+    reference = [
+        fused_reference(
+            pivot_2N[side],
+            sources_S2N[:, side],
+            chosen=side == 0,
+            fusion=settings.fusion,
+            clip=settings.clip,
+        )
+        for side in (0, 1)
+    ]
+    return _Data(rows, prompts, tokens_2N, torch.stack(reference))
+
+
+def _logs(scores: PairScores, tokens_2N: Tensor, settings: PreferenceSettings) -> Tensor:
+    """Logs of chosen and rejected, [2, N], divided by what the settings say."""
+    logs_2N = torch.from_numpy(np.stack([scores.chosen_logp, scores.rejected_logp]))
+    if settings.length == "own":
+        tokens_2N = torch.from_numpy(np.stack([scores.chosen_tokens, scores.rejected_tokens]))
+    return logs_2N / tokens_2N
+
+
+def _loss(
+    model: nn.Module, batch: Pairs, data: _Data, settings: PreferenceSettings
+) -> tuple[Tensor, Mapping[str, float]]:
+    """Return the mean loss of a batch of pairs, and its parts for the progress report."""
+    device, picked = next(model.parameters()).device, batch.index.tolist()
+    rows = [data.rows[i][side] for side in (0, 1) for i in picked]
+    width = max(map(len, rows))
+    ids_RT = torch.tensor([ids + [0] * (width - len(ids)) for ids in rows])
+    starts = [data.prompt[i] for i in picked] * 2
+    labels_RT = ids_RT[:, 1:].clone()
+    for row, (ids, start) in enumerate(zip(rows, starts, strict=True)):
+        labels_RT[row, : start - 1] = IGNORED
+        labels_RT[row, len(ids) - 1 :] = IGNORED
+    # Causal attention: padding on the right is seen by no token before it.
+    logits_RTV = model(input_ids=ids_RT[:, :-1].to(device), use_cache=False).logits
+    surprise_RT = nn.functional.cross_entropy(
+        logits_RTV.float().flatten(0, 1),
+        labels_RT.flatten().to(device),
+        ignore_index=IGNORED,
+        reduction="none",
+    ).view_as(labels_RT)
+    chosen_N, rejected_N = (-surprise_RT.sum(-1)).chunk(2)
+    length_2N = data.length[:, batch.index].to(device)
+    fused_2N = data.reference[:, batch.index].to(device)
+    losses_N = preference_loss(
+        chosen_N,
+        rejected_N,
+        length_2N[0],
+        length_2N[1],
+        fused_2N[0],
+        fused_2N[1],
+        settings.beta,
+        settings.offset,
+    )
+    with torch.no_grad():
+        margin_N = chosen_N / length_2N[0] - rejected_N / length_2N[1]
+    metrics = {
+        "margin": float(margin_N.mean()),
+        "prefers_chosen": float((margin_N > 0).double().mean()),
+    }
+    return losses_N.mean(), metrics
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast, pairs: Sequence[PreferencePair]
+) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
+    """Ids of chosen and rejected of each pair, and how many come before the response.
+
+    Prompt and response are cut apart: else a token might lie across, and belong to neither.
+    """
+    if not pairs:
+        raise PreferenceError("there are no pairs: give at least one")
+    eos, rows, prompts = eos_id(tokenizer), [], []
+    for pair in pairs:
+        before = [eos, *encode_text(tokenizer, pair.prompt)]
+        chosen, rejected = (
+            [*before, *encode_text(tokenizer, text, prefixed=not pair.prompt), eos]
+            for text in (pair.chosen, pair.rejected)
+        )
+        rows.append((chosen, rejected))
+        prompts.append(len(before))
+    return rows, prompts

@@ -1,0 +1,224 @@
+"""From contributions to targets on disk: align, route, cap and pack, a shard of documents a time.
+
+Shapes: P = rows of the pivot's stream, S = candidates (base pivot first), D = documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from fusion.baselines import BASELINES, SHARED
+from fusion.codec import LogitFile
+from fusion.contribution import LogitContribution, LogitSource
+from fusion.credit import ALL, BASE, Routing, summed
+from fusion.extract import extract_to_file
+from fusion.models import encode_documents, eos_id
+from fusion.routing import Weights, route, scale_experts, share_factors, without_base
+from fusion.settings import FusionSettings
+from fusion.target_store import TargetStore, has_targets, read_targets, write_targets
+from fusion.targets import Arrays, chunk_targets, span_targets
+from fusion.vocab_maps import first_pieces, map_ids
+
+SHARD_DOCUMENTS: Final = 256
+_ROUTING: Final = "routing.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run learns from, and who was listened to."""
+
+    store: TargetStore
+    routing: Routing | None
+    """None for losses that do not route."""
+
+
+def prepare(
+    pivot: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    contributions: Mapping[str, LogitSource],
+    settings: FusionSettings,
+    folder: Path,
+    *,
+    written: Sequence[bool] | None = None,
+) -> Prepared:
+    """Align, route and pack everything the run learns from, unless the folder holds it already.
+
+    Args: pivot: the base; it is asked what it thinks of the prompts itself. folder: of this run
+        alone. written: of each prompt, whether the pivot wrote it (an on-policy round): its own
+        words are not to be learnt by heart, and it is no judge of them. Only losses that route
+        know the difference.
+    Raises: ValueError when there is nothing to learn from, contributions are not of one prompt
+        set, or the folder holds another run's targets.
+    """
+    ids = encode_documents(tokenizer, prompts).astype(np.int32)
+    stream = np.concatenate([np.asarray([eos_id(tokenizer)], np.int32), ids])
+    if settings.loss == "none":
+        return Prepared(TargetStore(stream), None)
+    if not contributions:
+        raise ValueError(f"loss {settings.loss!r} needs contributions; give some or loss 'none'")
+    flags = np.zeros(len(prompts), bool) if written is None else np.asarray(written, bool)
+    if len(flags) != len(prompts):
+        raise ValueError(f"written has {len(flags)} flags for {len(prompts)} prompts")
+    origin = _origin(contributions, settings, ids, flags)
+    if not has_targets(folder, origin):
+        base = _ask_base(pivot, tokenizer, prompts, contributions, folder)
+        shards = _Shards(base, contributions, ids, flags, tokenizer)
+        shared = None
+        if build := BASELINES.get(settings.loss):
+            made: Iterator[Arrays] = (build(*shards.of(at)) for at in shards)
+            if tell := SHARED.get(settings.loss):
+                shared = tell(*shards.of(0))
+        else:
+            weights_of, summary = _route(shards, settings)
+            summary.save(folder / _ROUTING)
+            made = _span_shards(shards, weights_of, settings)
+        write_targets(folder, len(ids), made, origin, shared)
+    routing = folder / _ROUTING
+    return Prepared(
+        read_targets(folder, stream), Routing.load(routing) if routing.exists() else None
+    )
+
+
+def _ask_base(
+    pivot: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    contributions: Mapping[str, LogitSource],
+    folder: Path,
+) -> LogitFile:
+    """Let the base say what it thinks of the prompts, as the experts did."""
+    _require_one_prompt_set(contributions)
+    headers = [source.header for source in contributions.values()]
+    folder.mkdir(parents=True, exist_ok=True)
+    extract_to_file(
+        folder / "base.safetensors",
+        pivot,
+        tokenizer,
+        prompts,
+        top_k=min(max(h.top_k for h in headers), int(pivot.config.vocab_size)),
+        prompt_set_sha256=headers[0].prompt_set_sha256,
+        model_sha256="",
+    )
+    return LogitFile(folder / "base.safetensors", prompts)
+
+
+class _Shards:
+    """The prompt set in runs of documents, as the pivot and as every source sees them."""
+
+    def __init__(
+        self,
+        base: LogitFile,
+        contributions: Mapping[str, LogitSource],
+        ids: NDArray[np.int32],
+        written_D: NDArray[np.bool_],
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> None:
+        self.names = (BASE, *sorted(contributions))
+        self._sources = [contributions[name] for name in self.names[1:]]
+        self._base, self._ids, self._written_D = base, ids, written_D
+        self._offsets = np.append(0, np.flatnonzero(ids == ids[-1]) + 1)  # eos ends documents
+        first = base.documents(0, 1)
+        experts = [source.documents(0, 1) for source in self._sources]
+        pieces = [first_pieces(tokenizer, expert) for expert in experts]
+        identity = np.arange(base.header.vocab_size)
+        self.maps: list[NDArray[np.int64]] = [
+            identity,
+            *(map_ids(first, e, p) for e, p in zip(experts, pieces, strict=True)),
+        ]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(0, self._base.header.documents, SHARD_DOCUMENTS))
+
+    def of(self, start: int) -> tuple[LogitContribution, list[LogitContribution]]:
+        """Return the shard that starts at this document: the base's view, then the sources'."""
+        stop = min(start + SHARD_DOCUMENTS, self._base.header.documents)
+        base = self._base.documents(start, stop)
+        # A file tells ids by their bytes; two ids may write the same, and ours are known.
+        mine = self._ids[self._offsets[start] : self._offsets[stop]]
+        student = replace(base, token_ids=mine)
+        return student, [source.documents(start, stop) for source in self._sources]
+
+    def written(self, start: int, student: LogitContribution) -> NDArray[np.bool_]:
+        """Return [P] whether the pivot wrote the document of each row of this shard."""
+        flags_D = self._written_D[start : start + student.header.documents]
+        return np.repeat(flags_D, np.diff(student.doc_offsets))
+
+
+def _origin(
+    contributions: Mapping[str, LogitSource],
+    settings: FusionSettings,
+    ids: NDArray[np.int32],
+    written_D: NDArray[np.bool_],
+) -> str:
+    """A digest of everything the targets are made of, but the pivot's weights."""
+    headers = {name: asdict(source.header) for name, source in contributions.items()}
+    chosen = {**asdict(settings), "train": None, "distill_weight": None}
+    told = (
+        json.dumps([headers, chosen], sort_keys=True).encode() + ids.tobytes() + written_D.tobytes()
+    )
+    return hashlib.sha256(told).hexdigest()
+
+
+def _require_one_prompt_set(contributions: Mapping[str, LogitSource]) -> None:
+    sets = {name: source.header.prompt_set_sha256 for name, source in contributions.items()}
+    if len(set(sets.values())) > 1:
+        shown = ", ".join(f"{name}: {digest[:12]}" for name, digest in sorted(sets.items()))
+        raise ValueError(
+            f"contributions were computed on different prompt sets ({shown}); "
+            "a fusion needs all of them on one"
+        )
+
+
+def _route(shards: _Shards, settings: FusionSettings) -> tuple[Callable[[int], Weights], Routing]:
+    """Return the weights by shard and a summary; a source over its total share is scaled down."""
+
+    def free(at: int) -> Weights:
+        student, experts = shards.of(at)
+        weights_PS = route(student, [student, *experts], settings)
+        return without_base(weights_PS, shards.written(at, student))
+
+    def summary(weights_of: Callable[[int], Weights]) -> Routing:
+        offsets = [shards.of(at)[0].doc_offsets for at in shards]
+        means = [summed(weights_of(at), o) for at, o in zip(shards, offsets, strict=True)]
+        tokens = np.concatenate([np.diff(o) for o in offsets])
+        return Routing(shards.names, tokens, np.concatenate(means))
+
+    found = summary(free)
+    factors = share_factors(np.asarray(list(found.shares()[ALL].values())), settings.max_share)
+    if (factors >= 1).all():
+        return free, found
+
+    def held(at: int) -> Weights:
+        return scale_experts(free(at), factors)
+
+    return held, summary(held)
+
+
+def _span_shards(
+    shards: _Shards, weights_of: Callable[[int], Weights], settings: FusionSettings
+) -> Iterator[Arrays]:
+    for at in shards:
+        student, experts = shards.of(at)
+        weights_PS = weights_of(at)
+        targets = span_targets(
+            student,
+            [student, *experts],
+            weights_PS,
+            shards.maps,
+            kept=settings.kept,
+            other=settings.other,
+        )
+        if settings.alm_weight:
+            targets |= chunk_targets(student, experts, weights_PS[:, 1:])
+        targets["ce_weight"] = (~shards.written(at, student)).astype(np.float32)
+        yield targets
