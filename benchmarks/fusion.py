@@ -74,8 +74,12 @@ def measure(jobs: Sequence[Job], workers: int) -> Results:
                 running[pool.submit(run, job)] = job
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                del running[future]
-                job, seconds, bpb = future.result()
+                job = running.pop(future)
+                if error := future.exception():
+                    _say(f"seed {job.seed}  {job.what}: {type(error).__name__}: {error}")
+                    waiting = _without(waiting, job)
+                    continue
+                _, seconds, bpb = future.result()
                 results[job.seed][job.what] = bpb
                 finished = sum(len(found) for found in results.values())
                 mean = statistics.fmean(bpb[domain] for domain in bpb if domain != "general")
@@ -84,6 +88,15 @@ def measure(jobs: Sequence[Job], workers: int) -> Results:
                     f"{job.seed}  {job.what:24}{seconds:5.0f} s  {mean:.4f} bits per byte"
                 )
     return results
+
+
+def _without(waiting: Sequence[Job], failed: Job) -> list[Job]:
+    """Return the jobs that do not need the one that failed, not even by way of others."""
+    lost = {failed.what}
+    same = [job.what for job in waiting if job.seed == failed.seed]
+    while more := {what for what in same if needs(what) & lost} - lost:
+        lost |= more
+    return [job for job in waiting if job.seed != failed.seed or job.what not in lost]
 
 
 def _rank(job: Job) -> tuple[int, int]:
@@ -107,6 +120,7 @@ def sizes_for(minutes: float, seeds: int) -> Sizes:
     """Scale the steps down to the time there is; an hour carries three full seeds."""
     share = min(1.0, (minutes / 60) * (3 / seeds))
     names = ("expert_steps", "base_steps", "fusion_steps", "local_steps", "regrow_steps")
+    names += ("on_policy",)
     return replace(FULL, **{name: max(1, int(getattr(FULL, name) * share)) for name in names})
 
 
@@ -119,7 +133,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--no-extras", action="store_true", help="no ablations and no curves")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="folder for results-table.md, .json and .png")
-    parser.add_argument("--work", type=Path, help="folder to keep models and contributions in")
+    parser.add_argument("--work", type=Path, help="folder to keep models in, and to go on from")
     parser.add_argument(
         "--json", action="store_true", help="the table to stderr, only the JSON to stdout"
     )

@@ -6,9 +6,10 @@ the seed's folder, so that another process can go on with them.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -94,7 +95,7 @@ def _spec(architecture: Any, hidden: int, layers: int, heads: int, vocabulary: i
 FULL: Final = Sizes(
     limits=Limits(private=300_000, public=50_000, heldout=25_000, questions=1),
     general_bytes=450_000,
-    general_prompts_bytes=50_000,
+    general_prompts_bytes=200_000,
     experts=(
         _spec("llama", 128, 4, 4, 1024),
         _spec("qwen2", 128, 3, 4, 1280),
@@ -106,7 +107,7 @@ FULL: Final = Sizes(
     fusion_steps=450,
     local_steps=100,
     regrow_steps=300,
-    on_policy=700,
+    on_policy=1500,
 )
 HELD_OUT_GENERAL_BYTES: Final = 25_000
 
@@ -172,13 +173,22 @@ Made = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 
 def run(job: Job) -> tuple[Job, float, dict[str, float]]:
-    """Do one job; return it with its seconds and bits per byte by domain of what it made."""
+    """Do one job; return it with its seconds and bits per byte by domain of what it made.
+
+    A job of a broken run that was done before, at the same sizes, is not done again.
+    """
     torch.set_num_threads(1)
     began_s = time.perf_counter()
+    note, sizes = job.path(f"{job.what}.json"), repr(job.sizes)
+    if note.exists():
+        kept = json.loads(note.read_text(encoding="utf-8"))
+        if kept["sizes"] == sizes:
+            return job, 0.0, kept["bpb"]
     made = JOBS[job.kind](job)
     texts = texts_of(job.seed, job.sizes, hospitals_of(job.what))
     heldout = {d.name: d.heldout for d in texts.departments} | {GENERAL: texts.general_heldout}
     bpb = {name: bits_per_byte(*made, docs) for name, docs in heldout.items()}
+    note.write_text(json.dumps({"sizes": sizes, "bpb": bpb}), encoding="utf-8")
     return job, time.perf_counter() - began_s, bpb
 
 
@@ -192,16 +202,16 @@ def hospitals_of(what: str) -> tuple[str, ...]:
 
 def needs(what: str) -> set[str]:
     """Return the jobs whose files this one reads."""
-    kind, _, _ = what.partition(":")
+    kind, _, argument = what.partition(":")
     if kind in ("expert", "base"):
         return set()
     if kind in ("local", "pooled", "diloco", "sft", "sft_short"):
         return {"base"}
     if kind == "merge":
-        source, names = _MERGED[what.partition(":")[2]]
+        source, names = _MERGED[argument]
         return {f"{source}:{name}" for name in names}
     if kind == "rounds":
-        return {"unified"}
+        return {"unified" if argument == "2" else f"rounds:{int(argument) - 1}"}
     return {"base", *(f"expert:{name}" for name in hospitals_of(what))}
 
 
@@ -240,11 +250,11 @@ def _base(job: Job) -> Made:
 class Variant:
     """One way to fuse: what differs from the recommended method."""
 
-    settings: Mapping[str, Any] = MappingProxyType({})
+    settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of FusionSettings."""
     steps: float = 1.0
     """Share of the fusion steps."""
-    ship: Mapping[str, Any] = MappingProxyType({})
+    ship: Mapping[str, Any] = field(default_factory=dict)
     """How the experts' logits are shipped: top_k, share (of positions), sampler, draws."""
 
 
@@ -277,6 +287,10 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
         "budget50": Variant(ship={"share": 0.5}),
     }
 )
+
+
+ON_POLICY: Final = Variant({"distill_weight": 1.0})
+"""The experts teach alone: the text was learnt in the first round, or is the pivot's own."""
 
 
 def _fuse(job: Job) -> Made:
@@ -324,18 +338,20 @@ def fuse_into(
     prompts: Sequence[str],
     sources: Mapping[str, LogitSource],
     variant: Variant,
-    seed_offset: int = 0,
+    *,
+    written: Sequence[bool] | None = None,
+    round_number: int = 0,
 ) -> None:
     """Fuse the sources into this model."""
-    sizes = job.sizes
+    sizes, seed = job.sizes, 1000 * round_number + job.seed
     settings = FusionSettings(
-        train=_schedule(int(sizes.fusion_steps * variant.steps), sizes.lr, job.seed + seed_offset),
+        train=_schedule(int(sizes.fusion_steps * variant.steps), sizes.lr, seed),
         batch_size=sizes.batch_size,
         seq_len=sizes.seq_len,
         **variant.settings,
     )
     settings = replace(settings, distill_weight=faithful_weight(settings))
-    fuse(*made, prompts, sources, settings)
+    fuse(*made, prompts, sources, settings, written=written)
 
 
 def _local(job: Job) -> Made:
@@ -348,31 +364,37 @@ def _local(job: Job) -> Made:
 
 
 def _rounds(job: Job) -> Made:
-    """Two more rounds after the unified one.
+    """One more round, on-policy: the second goes on from unified, the third from the second.
 
     From the second round on a hospital grows its expert from the pivot it has pulled, on its
     private text, and ships that one's logits. The prompts are the public ones and what the pivot
     writes on from their openings.
     """
-    made, sizes = load_model(job.path("unified")), job.sizes
-    public = texts_of(job.seed, sizes).prompts
-    for number in range(2, int(job.argument) + 1):
-        seed = 1000 * number + job.seed
-        written = on_policy_prompts(
-            *made, public, share_of_document=(0.0, 0.5), count=sizes.on_policy, seed=seed
-        )
-        prompts = _shuffled([*public, *written], seed)
-        sources: dict[str, LogitSource] = {}
-        state = parameter_arrays(made[0])
-        for name in THREE:
-            load_parameter_arrays(made[0], state)
-            grown = replace(job, seed=seed)
-            _train(*made, _private(job, name), grown, sizes.regrow_steps, sizes.regrow_lr)
-            sources[name] = extract_logits(
-                *made, prompts, top_k=sizes.top_k, prompt_set_sha256=SHA, model_sha256=SHA
-            )
+    number, sizes = int(job.argument), job.sizes
+    made = load_model(job.path("unified" if number == 2 else f"rounds:{number - 1}"))
+    public, seed = texts_of(job.seed, sizes).prompts, 1000 * number + job.seed
+    own = on_policy_prompts(
+        *made,
+        public,
+        share_of_document=(0.0, 0.5),
+        count=sizes.on_policy,
+        temperature=0.8,
+        seed=seed,
+    )
+    prompts = _shuffled([*public, *own], seed)
+    own_set = set(own)
+    written = [prompt in own_set for prompt in prompts]
+    state, sources = parameter_arrays(made[0]), {}
+    for name in THREE:
         load_parameter_arrays(made[0], state)
-        fuse_into(made, job, prompts, sources, VARIANTS["unified"], seed_offset=1000 * number)
+        grown = replace(job, seed=seed)
+        _train(*made, _private(job, name), grown, sizes.regrow_steps, sizes.regrow_lr)
+        sources[name] = extract_logits(
+            *made, prompts, top_k=sizes.top_k, prompt_set_sha256=SHA, model_sha256=SHA
+        )
+    load_parameter_arrays(made[0], state)
+    fuse_into(made, job, prompts, sources, ON_POLICY, written=written, round_number=number)
+    save_model(*made, job.path(job.what))
     return made
 
 
@@ -381,7 +403,7 @@ def _diloco(job: Job) -> Made:
     made, sizes = load_model(job.path("base")), job.sizes
     base: State = parameter_arrays(made[0])
     outer: OuterState | None = None
-    steps = sizes.expert_steps * 2 // sizes.diloco_rounds
+    steps = sizes.expert_steps // sizes.diloco_rounds
     for number in range(sizes.diloco_rounds):
         deltas = {}
         for name in THREE:

@@ -18,7 +18,6 @@ METHODS: Final[Mapping[str, str]] = {
     "sft": "sft",
     "sft_short": "sft_short",
     "infifusion": "infifusion",
-    "uld": "uld",
     "minced": "minced",
     "gold": "gold",
     "minced_doc": "minced_doc",
@@ -26,22 +25,22 @@ METHODS: Final[Mapping[str, str]] = {
     "posterior": "unified",
     "unified": "unified",
     "pairwise": "merge:pairwise",
-    "pairwise_equal": "merge:pairwise_equal",
     "weights": "merge:weights",
-    "unified_2rounds": "rounds:2",
     "unified_3rounds": "rounds:3",
     "diloco_8": "diloco",
     "pooled": "pooled",
 }
 """Names in the table and the jobs they are. posterior and unified are one: the routing names it."""
 ABLATIONS: Final = (
-    *("unified", "no_alm", "no_other", "uniform", "minced_doc", "gated", "p_kl", "infigfusion"),
-    *("samples", "fp8"),
+    *("unified", "no_alm", "no_other", "uniform", "minced_doc", "gated", "p_kl", "uld"),
+    *("infigfusion", "samples", "fp8", "merge:pairwise", "merge:pairwise_equal"),
 )
+"""merge:pairwise_equal: pairwise at unified's compute, a third of the steps for each source."""
 CURVES: Final[Mapping[str, Mapping[str, str]]] = {
     "k": {"1": "k1", "4": "k4", "16": "unified", "64": "k64"},
     "budget": {"0.05": "budget05", "0.2": "budget20", "0.5": "budget50", "1": "unified"},
     "experts": {"2": "experts:2", "3": "unified", "6": "experts:6"},
+    "rounds": {"1": "unified", "2": "rounds:2", "3": "rounds:3"},
 }
 BOUND: Final[Mapping[str, str]] = {"experts:2": "pooled:2", "experts:6": "pooled:6"}
 """The pooled model of the hospitals that a job is about; else `pooled`."""
@@ -132,7 +131,7 @@ def _margins(results: Results, methods: Mapping[str, str]) -> dict[str, float]:
     """By how many bits per byte unified is better than each rival, on the worst domain and seed."""
     if "unified" not in methods:
         return {}
-    rivals = ("infifusion", "uld", "minced", "gold", "uniform", "sft", "sft_short")
+    rivals = ("infifusion", "minced", "gold", "uniform", "sft", "sft_short")
     return {
         rival: min(
             found[methods[rival]][d] - found["unified"][d]
@@ -182,7 +181,7 @@ def plot(summary: Mapping[str, Any], path: Path) -> None:
     )
     methods = [m for m in summary["recovery"] if m not in ("pooled", "posterior")]
     found = [summary["recovery"][m] for m in methods]
-    ours = ("unified", "unified_2rounds", "unified_3rounds", "diloco_8")
+    ours = ("unified", "unified_3rounds", "diloco_8")
     colours = ["#2a6f97" if m in ours else "#a9b4c2" for m in methods]
     top = axes["methods"]
     top.bar(methods, [f["mean"] for f in found], yerr=[f["sd"] for f in found], color=colours)

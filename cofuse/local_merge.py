@@ -6,19 +6,12 @@ from collections.abc import Mapping
 
 from cofuse.local_models import Kind, LocalInputError, Model
 from cofuse.local_spec import LocalSpec
+from coordinator.merging import merge_settings
 from fusion.contribution import ContributionError
 from fusion.delta_file import check_delta
 from fusion.merge_files import MergeReport, merge_directories
 from fusion.merge_fit import check_tensors, check_vocabulary, twins_of
-from fusion.merge_settings import MERGES, MergeSettings
 from fusion.model_folder import open_model
-from protos.spec import RoundSpec
-
-
-def merge_settings(spec: RoundSpec) -> MergeSettings:
-    """How a spec merges; its seed goes to the methods that drop entries at random."""
-    seed = spec.seed if "seed" in MERGES[spec.merge].defaults else None
-    return MergeSettings(method=spec.merge, weight=spec.merge_weight, seed=seed)
 
 
 def check_merge(spec: LocalSpec, pivot: Model, kinds: Mapping[str, Kind]) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cofuse.local_merge import merge_settings
 from coordinator.fuse_worker import score
+from coordinator.merging import merge_settings
 from fusion.extract import extract_to_file
 from fusion.merge_files import merge_directories
 from fusion.models import load_model

@@ -19,8 +19,8 @@ from protos.spec import (
     RoundSpec,
     SpecError,
     Strict,
-    _first_message,
-    _line_of,
+    first_message,
+    line_of,
 )
 
 LOCAL_PIVOT: Final = "pivot-0"
@@ -76,10 +76,10 @@ def load_local_spec(path: Path) -> LocalSpec:
         places = _Places.model_validate({k: values[k] for k in _Places.model_fields if k in values})
         round_spec = RoundSpec.model_validate(_as_round(path, values))
     except ValidationError as error:
-        line = _line_of(root, error.errors()[0]["loc"])
-        raise SpecError(f"{path}:{line}: {_first_message(error)}") from error
+        line = line_of(root, error.errors()[0]["loc"])
+        raise SpecError(f"{path}:{line}: {first_message(error)}") from error
     if places.prompts is None and round_spec.controls:
-        line = _line_of(root, ("controls",))
+        line = line_of(root, ("controls",))
         raise SpecError(
             f"{path}:{line}: controls: {', '.join(round_spec.controls)} train on the prompt set, "
             "and this merge has none; leave controls out, or give prompts and training"
@@ -113,7 +113,7 @@ def _as_round(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_known(path: Path, root: Any, values: Mapping[Any, Any]) -> None:
     for key in values:
-        line = _line_of(root, (str(key),))
+        line = line_of(root, (str(key),))
         if key in FEDERATED:
             raise SpecError(
                 f"{path}:{line}: key {key!r} belongs to a round of a coordinator; a local fusion "
@@ -127,7 +127,7 @@ def _require_known(path: Path, root: Any, values: Mapping[Any, Any]) -> None:
         raise SpecError(f"{path}:1: {missing[0]} is missing; see docs/fuse.md for a whole spec")
     sources = values["sources"]
     if not isinstance(sources, dict) or not all(isinstance(name, str) for name in sources):
-        line = _line_of(root, ("sources",))
+        line = line_of(root, ("sources",))
         raise SpecError(
             f"{path}:{line}: sources: found {sources!r:.80}, wanted names with paths, as in "
             "{first: ./expert-a, second: ./expert-b}"

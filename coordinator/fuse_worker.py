@@ -10,77 +10,36 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from coordinator.fuse_job import FuseJob
-from coordinator.pivot_card import Scores, canonical, model_card, sums
-from fp8.train import Progress, TrainConfig
+from coordinator.fusion_runs import CONTROLS, WITHOUT, Run, plan, settings_of
+from coordinator.merging import copies_as_deltas, write_merged
+from coordinator.pivot_card import canonical, model_card, sums
+from fp8.train import Progress
 from fusion.codec import LogitFile
+from fusion.credit import leave_one_out
 from fusion.delta_file import read_delta
 from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
-from fusion.merge import merge, subtract
-from fusion.models import load_model, load_parameter_arrays, parameter_arrays, save_model
-from fusion.settings import FusionSettings
+from fusion.merge import State
+from fusion.models import load_model, save_model
 from fusion.unified import fuse
 from protos.chunks import sha256_of
 from protos.messages import Report
 from protos.process import PARENT_VARIABLE, die_with_parent
-from protos.public_sets import read_evals, read_prompts
-from protos.spec import RoundSpec
+from protos.public_sets import read_evals, read_prompt_set
 
 PIVOT_MODEL: Final = {"unified": "unified", "pairwise": "pairwise", "merge": "weights"}
 """What the pivot is called in the tables, by method."""
 _TELL_EVERY: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One training run of a job."""
-
-    name: str
-    loss: str
-    sources: tuple[str, ...]
-    """Participants whose contributions it learns from; none for the control."""
-
-
-def plan(spec: RoundSpec, sources: tuple[str, ...]) -> list[Run]:
-    """The training runs a spec asks for, the pivot's own first."""
-    runs = {
-        "unified": [Run("unified", spec.loss, sources)],
-        "pairwise": [Run(f"pairwise-{source}", spec.loss, (source,)) for source in sources],
-        "merge": [],
-    }[spec.method]
-    losses = {"sft": "none", "infifusion": "infifusion"}
-    return runs + [
-        Run(control, losses[control], () if control == "sft" else sources)
-        for control in spec.controls
-    ]
-
-
-def settings_of(spec: RoundSpec, loss: str) -> FusionSettings:
-    """The spec's numbers as fusion wants them."""
-    training = spec.training
-    return FusionSettings(
-        train=TrainConfig(
-            steps=training.steps,
-            lr=training.lr,
-            warmup_steps=training.warmup_steps,
-            decay_steps=int(training.steps * training.decay_share),
-            seed=spec.seed,
-        ),
-        batch_size=training.batch_size,
-        seq_len=training.seq_len,
-        loss=loss,  # type: ignore[arg-type]
-        routing=spec.routing,
-        # The baseline keeps the share its own code base has; see docs/papers.md.
-        distill_weight=0.5 if loss == "infifusion" else spec.distill_weight,
-    )
+Tables = dict[str, dict[str, Mapping[str, float]]]
+"""By measure, model and domain."""
 
 
 def train_run(folder: Path, run: Run) -> Path:
@@ -90,18 +49,25 @@ def train_run(folder: Path, run: Run) -> Path:
     if (out / "model").exists():
         return out / "model"
     assert job.prompts is not None
-    prompts = read_prompts(job.prompts)
+    prompts = read_prompt_set(job.prompts)
+    texts = [prompt.text for prompt in prompts]
     model, tokenizer = load_model(folder / "pivot")
     result = fuse(
         model,
         tokenizer,
-        prompts,
-        {name: LogitFile(job.contributions[name], prompts) for name in run.sources},
-        settings_of(job.spec, run.loss),
+        texts,
+        {name: LogitFile(job.contributions[name], texts) for name in run.sources},
+        settings_of(job.spec, run.changes),
+        written=[prompt.written for prompt in prompts],
         checkpoint_dir=out / "checkpoint",
         on_progress=_teller(run.name),
     )
     (out / "losses.json").write_text(json.dumps(result.train.losses), encoding="utf-8")
+    if result.routing is not None:
+        told = [prompt.domain for prompt in prompts]
+        known = [domain for domain in told if domain is not None]
+        shares = result.routing.shares(known if len(known) == len(told) else None)
+        (out / "shares.json").write_text(canonical(shares), encoding="utf-8")
     _whole(out / "model", lambda partial: save_model(model, tokenizer, partial))
     return out / "model"
 
@@ -111,19 +77,13 @@ def merge_runs(job: FuseJob) -> Path:
     out = job.directory / "runs" / PIVOT_MODEL[job.spec.method] / "model"
     if out.exists():
         return out
-    model, tokenizer = load_model(job.directory / "pivot")
-    base = parameter_arrays(model)
+    pivot = job.directory / "pivot"
     if job.spec.method == "merge":
-        deltas = [read_delta(path)[1] for path in job.contributions.values()]
+        deltas: dict[str, State] = {n: read_delta(p)[1] for n, p in job.contributions.items()}
     else:
-        copies = [
-            parameter_arrays(load_model(job.directory / "runs" / f"pairwise-{source}" / "model")[0])
-            for source in job.contributions
-        ]
-        deltas = [subtract(copy, base) for copy in copies]
-    merged = merge(base, deltas, job.spec.merge, weight=job.spec.merge_weight)
-    load_parameter_arrays(model, merged)
-    _whole(out, lambda partial: save_model(model, tokenizer, partial))
+        runs = {n: job.directory / "runs" / f"pairwise-{n}" / "model" for n in job.contributions}
+        deltas = copies_as_deltas(pivot, runs)
+    _whole(out, lambda partial: write_merged(job.spec, pivot, deltas, partial))
     return out
 
 
@@ -153,23 +113,46 @@ def work(job: FuseJob) -> None:
         pivot_model = PIVOT_MODEL[job.spec.method]
         models = {"base": job.directory / "pivot"}
         models |= {
-            control: job.directory / "runs" / control / "model" for control in job.spec.controls
+            run.name: job.directory / "runs" / run.name / "model"
+            for run in runs
+            if run.name in CONTROLS or run.name.startswith(WITHOUT)
         }
         if job.spec.method == "unified":
             models[pivot_model] = job.directory / "runs" / "unified" / "model"
         else:
             models[pivot_model] = merge_runs(job)
         _tell("fused")
-        evals: dict[str, Scores] = {"bpb": {}, "accuracy": {}}
+        evals: Tables = {"bpb": {}, "accuracy": {}}
         if job.evals is not None:
             asked = [job.evals] * len(models)
             folders = [job.directory] * len(models)
             results = pool.map(score, folders, models.values(), asked)
             evals = _evals(job, dict(zip(models, results, strict=True)))
-    _whole(job.result, lambda partial: _write_result(job, models[pivot_model], evals, partial))
+    credit = _credit(job, evals)
+    told = (evals, credit)
+    _whole(job.result, lambda partial: _write_result(job, models[pivot_model], *told, partial))
 
 
-def _evals(job: FuseJob, results: dict[str, dict[str, dict[str, float]]]) -> dict[str, Scores]:
+def _credit(job: FuseJob, evals: Tables) -> Tables:
+    """Who contributed what: routing shares, and what the pivot loses without each source."""
+    credit: Tables = {}
+    shares = job.directory / "runs" / PIVOT_MODEL[job.spec.method] / "shares.json"
+    if shares.exists():
+        credit["share"] = json.loads(shares.read_text(encoding="utf-8"))
+    without = {
+        name.removeprefix(WITHOUT): evals["bpb"].pop(name)
+        for name in sorted(evals["bpb"])
+        if name.startswith(WITHOUT)
+    }
+    evals["accuracy"] = {m: s for m, s in evals["accuracy"].items() if not m.startswith(WITHOUT)}
+    if without:
+        whole = evals["bpb"][PIVOT_MODEL[job.spec.method]]
+        lost = leave_one_out(whole, without, evals["bpb"]["base"])
+        credit["leave_one_out"] = dict(lost)
+    return credit
+
+
+def _evals(job: FuseJob, results: dict[str, dict[str, dict[str, float]]]) -> Tables:
     """Tables by model: base, experts as they reported themselves, controls, the pivot last."""
     experts = {}
     for participant in job.spec.participants:
@@ -184,7 +167,9 @@ def _evals(job: FuseJob, results: dict[str, dict[str, dict[str, float]]]) -> dic
     }
 
 
-def _write_result(job: FuseJob, model_folder: Path, evals: dict[str, Scores], folder: Path) -> None:
+def _write_result(
+    job: FuseJob, model_folder: Path, evals: Tables, credit: Tables, folder: Path
+) -> None:
     shutil.copytree(model_folder, folder, dirs_exist_ok=True)
     lineage = {
         "name": job.pivot_name,
@@ -205,9 +190,9 @@ def _write_result(job: FuseJob, model_folder: Path, evals: dict[str, Scores], fo
     pivot_model = PIVOT_MODEL[job.spec.method]
     texts = {
         "lineage.json": canonical(lineage),
-        "evals.json": canonical({**evals, "pivot": pivot_model}),
+        "evals.json": canonical({**evals, "credit": credit, "pivot": pivot_model}),
         "losses.json": canonical(losses),
-        "README.md": model_card(lineage, evals, pivot_model),
+        "README.md": model_card(lineage, evals, pivot_model, credit),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

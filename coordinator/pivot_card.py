@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -24,7 +25,39 @@ def table(scores: Scores, *, digits: int, mark: str) -> str:
     return head + rows
 
 
-def model_card(lineage: Mapping[str, Any], evals: Mapping[str, Scores], pivot_model: str) -> str:
+CREDIT: Final = {
+    "share": "Share of the routing: how much of what the pivot was taught came from whom",
+    "leave_one_out": "Leave one out: how much of the pivot's gain is lost without a source "
+    "(1: all of it; below 0: it is better without)",
+}
+
+
+def credit_tables(credit: Mapping[str, Scores]) -> str:
+    """Markdown tables of who contributed what; "" when nothing is known."""
+    parts = [
+        f"### {title}\n\n{_plain_table(credit[key])}"
+        for key, title in CREDIT.items()
+        if credit.get(key)
+    ]
+    return "## Credit\n\n" + "\n".join(parts) if parts else ""
+
+
+def _plain_table(scores: Scores) -> str:
+    columns = list(next(iter(scores.values())))
+    head = f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}\n"
+    rows = (
+        f"| {name} | {' | '.join(f'{values[c]:.2f}' for c in columns)} |\n"
+        for name, values in scores.items()
+    )
+    return head + "".join(rows)
+
+
+def model_card(
+    lineage: Mapping[str, Any],
+    evals: Mapping[str, Scores],
+    pivot_model: str,
+    credit: Mapping[str, Scores] = MappingProxyType({}),
+) -> str:
     """README.md of a pivot directory, with the front matter the Hugging Face Hub reads."""
     spec = lineage["spec"]
     parts = [
@@ -50,6 +83,8 @@ def model_card(lineage: Mapping[str, Any], evals: Mapping[str, Scores], pivot_mo
     for key, (title, digits) in titles.items():
         if evals.get(key):
             parts.append(f"## {title}\n\n" + table(evals[key], digits=digits, mark=pivot_model))
+    if told := credit_tables(credit):
+        parts.append(told)
     parts.append(
         "## What was shared\n\nParticipants shipped "
         + (

@@ -4,14 +4,14 @@ Shapes: B = rows, T = predicted positions (in `linear_cross_entropy`: of all row
 H = hidden size, V = vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fp8.batches import IGNORED
+from fp8.chunked import chunked_terms
 from fp8.distributed import call_inside
 
 LARGE_VOCABULARY: Final = 16_384
@@ -49,7 +49,7 @@ def causal_lm_loss(
     inputs = {name: value[:, :-1] for name, value in fields.items()}
     if "position_ids" in inputs:
         inputs = _keep_apart(model, inputs)
-    if _vocabulary(model) >= chunk_from_vocab:
+    if head_vocabulary(model) >= chunk_from_vocab:
         loss: Tensor = call_inside(model, _chunked, inputs, targets_BT, chunk_tokens)
         return loss
     logits_BTV = model(**inputs, use_cache=False).logits
@@ -68,9 +68,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Equal F.cross_entropy(head(hidden).float(), targets) without a tensor of T x V elements.
 
-    The forward already computes the gradients, chunk by chunk, and the backward hands them out:
-    nothing is computed twice. Parameters' gradients are summed over the chunks in fp32; those of a
-    chunk are rounded to the parameter's dtype, as autograd gives them.
+    Gradients are computed with the loss, chunk by chunk; see fp8.chunked.
 
     Args:
         hidden_TH: what the head reads.
@@ -87,57 +85,18 @@ def linear_cross_entropy(
             f"hidden {tuple(hidden_TH.shape)}, targets {tuple(targets_T.shape)} and chunk_tokens "
             f"{chunk_tokens} do not fit; wanted [T, H], [T] and at least 1"
         )
-    parameters = [p for p in head.parameters() if p.requires_grad]
-    if not (torch.is_grad_enabled() and (parameters or hidden_TH.requires_grad)):
-        chunks = _chunks(hidden_TH, targets_T, chunk_tokens)
-        total = sum((_sum_loss(head, h, t, ignore_index) for h, t in chunks), _zero(hidden_TH))
-        return total / (targets_T != ignore_index).sum()
-    loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_TH, targets_T, head, chunk_tokens, ignore_index, *parameters
-    )
+    counted = (targets_T != ignore_index).sum()
+
+    def mean_of(logits_tV: Tensor, start: int, stop: int) -> Tensor:
+        total = nn.functional.cross_entropy(
+            logits_tV.float(), targets_T[start:stop], ignore_index=ignore_index, reduction="sum"
+        )
+        return (total / counted)[None]
+
+    positions = len(hidden_TH)
+    cuts = [*range(0, max(1, positions), chunk_tokens), positions]
+    loss, _ = chunked_terms(hidden_TH, head, mean_of, torch.ones(1, device=hidden_TH.device), cuts)
     return loss
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """See `linear_cross_entropy`. The head's parameters come last, as inputs with gradients."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_TH: Tensor,
-        targets_T: Tensor,
-        head: nn.Module,
-        chunk_tokens: int,
-        ignore_index: int,
-        *parameters: Tensor,
-    ) -> Tensor:
-        counted = (targets_T != ignore_index).sum()
-        wanted_hidden = ctx.needs_input_grad[0]
-        grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-        grad_TH = torch.zeros_like(hidden_TH) if wanted_hidden else None
-        total, done = _zero(hidden_TH), 0
-        for h_tH, targets_t in _chunks(hidden_TH, targets_T, chunk_tokens):
-            with torch.enable_grad():
-                leaf_tH = h_tH.detach().requires_grad_(wanted_hidden)
-                loss = _sum_loss(head, leaf_tH, targets_t, ignore_index)
-                # Divided here, not at the end: bf16 gradients then have the size they have in
-                # F.cross_entropy, and round alike.
-                leaves = [*([leaf_tH] if wanted_hidden else []), *parameters]
-                found = list(torch.autograd.grad(loss / counted, leaves))
-            if grad_TH is not None:
-                grad_TH[done : done + len(h_tH)] = found.pop(0)
-            for grad, part in zip(grads, found, strict=True):
-                grad += part
-            total, done = total + loss.detach(), done + len(h_tH)
-        rounded = [grad.to(p.dtype) for grad, p in zip(grads, parameters, strict=True)]
-        ctx.save_for_backward(grad_TH, *rounded)
-        return total / counted
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors]
-        return grads[0], None, None, None, None, *grads[1:]
 
 
 def _chunked(
@@ -150,25 +109,7 @@ def _chunked(
     )
 
 
-def _chunks(
-    hidden_TH: Tensor, targets_T: Tensor, chunk_tokens: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(
-        torch.split(hidden_TH, chunk_tokens), torch.split(targets_T, chunk_tokens), strict=True
-    )
-
-
-def _sum_loss(head: nn.Module, h_tH: Tensor, targets_t: Tensor, ignore_index: int) -> Tensor:
-    return nn.functional.cross_entropy(
-        head(h_tH).float(), targets_t, ignore_index=ignore_index, reduction="sum"
-    )
-
-
-def _zero(like: Tensor) -> Tensor:
-    return torch.zeros((), dtype=torch.float32, device=like.device)
-
-
-def _vocabulary(model: nn.Module) -> int:
+def head_vocabulary(model: nn.Module) -> int:
     """Size of the vocabulary, or 0 when the head may not be called apart from the model."""
     config = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in PLAIN_HEADS:

@@ -84,7 +84,9 @@ def coverage(alignment: Alignment, student_rows: int) -> float:
     return len(alignment.student_rows) / student_rows
 
 
-def chunk_logprobs(teacher: LogitContribution, alignment: Alignment) -> NDArray[np.float64]:
-    """Return [M] the teacher's log-likelihood of each chunk, in nats."""
-    total = np.concatenate([[0.0], np.cumsum(teacher.own_logprob.astype(np.float64))])
-    return np.asarray(total[alignment.teacher_ends] - total[alignment.teacher_rows])
+def loglik(
+    contribution: LogitContribution, starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return [M] nats: how likely the contribution finds its rows starts to ends-1 together."""
+    total = np.concatenate([[0.0], np.cumsum(contribution.own_logprob, dtype=np.float64)])
+    return np.asarray(total[ends] - total[starts])

@@ -8,6 +8,7 @@ it had to deviate. Shapes: P = rows of the student, S = experts, K = kept ids, V
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,16 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusion.align import align
+from fusion.align import align, loglik
 from fusion.contribution import LogitContribution
 from fusion.dtw import one_to_one
 from fusion.losses import standardize
-from fusion.vocab_maps import map_ids, mined_map, projection, vocabulary
+from fusion.targets import Arrays
+from fusion.vocab_maps import MinedMap, map_ids, projection, vocabulary
 
 INFIFUSION_K: Final = 10
 FUSELLM_K: Final = 10
 
-Arrays = dict[str, NDArray[Any]]
 Build = Callable[[LogitContribution, Sequence[LogitContribution]], Arrays]
 
 
@@ -104,14 +105,20 @@ def minced_targets(student: LogitContribution, experts: Sequence[LogitContributi
     mine = vocabulary(student)
     for index, expert in enumerate(experts):
         theirs = vocabulary(expert)
-        used = np.union1d(expert.topk_ids[:, :kept], expert.token_ids)
-        mapped = mined_map(mine, theirs, eos=_eos(student, expert), ids=used[used >= 0].tolist())
+        mined = _mined(tuple(mine), tuple(theirs), _eos(student, expert))
         rows, at = _paired(student, expert, mine, theirs, np.flatnonzero(chosen_D == index))
-        paired = (mapped[expert.token_ids[at]] == student.token_ids[rows]) & expert.shipped[at]
+        paired = (mined.of(expert.token_ids[at]) == student.token_ids[rows]) & expert.shipped[at]
         rows, at = rows[paired], at[paired]
-        found, mass = _summed(*_entries(expert, at, mapped, kept))
+        named = mined.of(expert.topk_ids[at, :kept])
+        found, mass = _summed(named, _named(expert, at, named))
         ids[rows, : found.shape[1]], probs[rows, : found.shape[1]] = found, mass
     return {"ids": ids, "probs": probs}
+
+
+@lru_cache(maxsize=8)
+def _mined(mine: tuple[bytes, ...], theirs: tuple[bytes, ...], eos: tuple[int, int]) -> MinedMap:
+    """Shards of one run share a map, and so what it has found."""
+    return MinedMap(mine, theirs, eos=eos)
 
 
 def _eos(student: LogitContribution, expert: LogitContribution) -> tuple[int, int]:
@@ -144,14 +151,12 @@ def _paired(
     return np.concatenate(rows or none), np.concatenate(at or none)
 
 
-def _entries(
-    expert: LogitContribution, at: NDArray[np.int64], mapped: NDArray[np.int64], kept: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return [M, K] student ids, -1 where there is none, and the expert's probabilities of them."""
-    top = expert.topk_ids[at, :kept]
-    ids = np.where(top >= 0, mapped[top], -1)
-    probs = np.exp(expert.topk_logprobs[at, :kept]).astype(np.float32)
-    return ids, np.where(ids >= 0, probs, 0)
+def _named(
+    expert: LogitContribution, at: NDArray[np.int64], ids_MK: NDArray[np.integer[Any]]
+) -> NDArray[np.float32]:
+    """Return [M, K] the expert's probabilities of its first K ids, 0 where ids_MK has none."""
+    probs_MK = np.exp(expert.topk_logprobs[at, : ids_MK.shape[1]])
+    return np.where(ids_MK >= 0, probs_MK, np.float32(0))
 
 
 def _summed(
@@ -184,13 +189,13 @@ def gold_targets(student: LogitContribution, experts: Sequence[LogitContribution
         groups = align(student, expert)
         asked = expert.shipped[groups.teacher_rows]
         rows, at = groups.student_rows[asked], groups.teacher_rows[asked]
-        before = np.concatenate([[0.0], np.cumsum(expert.own_logprob.astype(np.float64))])
-        chain = np.exp(before[groups.teacher_ends[asked]] - before[at + 1])[:, None]
-        width = expert.header.top_k
-        found, matched = _entries(expert, at, map_ids(student, expert), width)
-        all_probs = np.exp(expert.topk_logprobs[at]) * (expert.topk_ids[at] >= 0)
+        chain = np.exp(loglik(expert, at + 1, groups.teacher_ends[asked]))[:, None]
+        width, top = expert.header.top_k, expert.topk_ids[at]
+        found = np.where(top >= 0, map_ids(student, expert)[top], -1)
+        all_probs = _named(expert, at, top)
         tokens[rows, index] = groups.student_ends[asked] - rows
-        ids[rows, index, :width], probs[rows, index, :width] = found, matched * chain
+        ids[rows, index, :width] = found
+        probs[rows, index, :width] = _named(expert, at, found) * chain
         rest[rows, index, :width] = all_probs * (found < 0) * chain
     return {"gold_tokens": tokens, "gold_ids": ids, "gold_probs": probs, "gold_rest": rest}
 
@@ -219,9 +224,9 @@ def projection_targets(student: LogitContribution, experts: Sequence[LogitContri
     for index, expert in enumerate(experts):
         common = align(student, expert)
         rows, at = common.student_rows, common.teacher_rows
-        identity = first + np.arange(expert.header.vocab_size)
-        width = expert.header.top_k
-        ids[rows, index, :width], probs[rows, index, :width] = _entries(expert, at, identity, width)
+        width, top = expert.header.top_k, expert.topk_ids[at]
+        ids[rows, index, :width] = np.where(top >= 0, first + top, -1)
+        probs[rows, index, :width] = _named(expert, at, top)
         first += expert.header.vocab_size
     return {"teacher_ids": ids, "teacher_probs": probs}
 

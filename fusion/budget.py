@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.align import align
+from fusion.align import align, loglik
 from fusion.contribution import LOGPROB_FLOOR, LogitContribution
 
 
@@ -42,17 +42,9 @@ def gains(expert: LogitContribution, pivot: LogitContribution) -> NDArray[np.flo
     """
     places = align(expert, pivot)
     found = np.full(expert.header.positions, -np.inf, np.float32)
-    found[places.student_rows] = _between(
-        expert, places.student_rows, places.student_ends
-    ) - _between(pivot, places.teacher_rows, places.teacher_ends)
+    mine = loglik(expert, places.student_rows, places.student_ends)
+    found[places.student_rows] = mine - loglik(pivot, places.teacher_rows, places.teacher_ends)
     return found
-
-
-def _between(
-    contribution: LogitContribution, starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    total = np.concatenate([[0.0], np.cumsum(contribution.own_logprob, dtype=np.float64)])
-    return np.asarray(total[ends] - total[starts])
 
 
 def choose(gain_P: NDArray[np.float32], budget: Budget) -> NDArray[np.bool_]:

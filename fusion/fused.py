@@ -1,21 +1,15 @@
-"""A student's log-probabilities at a few ids, and losses of them that never hold all logits.
+"""A student's log-probabilities at a few ids, and where a batch may be cut into chunks.
 
 All that the fusion losses need of a student at a position are the log-probabilities of the text's
 own token and of the ids a target names, and what is left: no [N, V] of log-probabilities is kept.
-Shapes: N = positions, t = positions of a chunk, V = vocabulary, H = hidden size, C = named ids,
-M = terms of a loss.
+Shapes: N = positions, V = vocabulary, C = named ids.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-Terms = Callable[[Tensor, int, int], Tensor]
-"""(logits [t, V] of positions start to stop, start, stop) -> the sums [M] of a loss's terms."""
 
 
 def selected_logprobs(
@@ -77,77 +71,6 @@ class _Selected(torch.autograd.Function):
         return grad_NV.to(ctx.dtype), None, None
 
 
-def chunked_terms(
-    hidden_NH: Tensor, head: nn.Module, terms_of: Terms, mix_M: Tensor, cuts: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Return the mixed loss and its terms, with the logits of one chunk at a time.
-
-    Forward already computes the gradients, chunk by chunk, as fp8.losses.linear_cross_entropy
-    does: nothing is computed twice. A backward that waited for the gradients of the selected
-    log-probabilities would need the logits again, and so run the head's GEMM a fourth time:
-    with a large vocabulary, where this is used, that is most of a small pivot's step.
-    Parameters' gradients are summed over chunks in fp32.
-
-    Args:
-        hidden_NH: what the head reads.
-        head: any module [t, H] -> [t, V] that treats positions alone: nn.Linear, Float8Linear.
-        terms_of: a chunk's part of each term, already divided by what the whole is a mean over.
-        mix_M: the loss is this times the terms.
-        cuts: 0, the edges between chunks, N; no term may need logits of two chunks.
-
-    Returns: the loss, scalar, and the terms [M], which carry no gradient.
-    """
-    parameters = [p for p in head.parameters() if p.requires_grad]
-    if not (torch.is_grad_enabled() and (parameters or hidden_NH.requires_grad)):
-        parts = [terms_of(head(h_tH), start, stop) for h_tH, start, stop in _of(hidden_NH, cuts)]
-        terms_M = torch.stack(parts).sum(0)
-        return (mix_M * terms_M).sum(), terms_M
-    found: tuple[Tensor, Tensor] = _ChunkedTerms.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, head, terms_of, mix_M, cuts, *parameters
-    )
-    return found
-
-
-class _ChunkedTerms(torch.autograd.Function):
-    """See `chunked_terms`. The head's parameters come last, as inputs with gradients."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: Tensor,
-        head: nn.Module,
-        terms_of: Terms,
-        mix_M: Tensor,
-        cuts: Sequence[int],
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        wanted_hidden = ctx.needs_input_grad[0]
-        sums = [torch.zeros_like(p, dtype=_wide(p)) for p in parameters]
-        grad_NH = torch.zeros_like(hidden_NH) if wanted_hidden else None
-        total_M = torch.zeros_like(mix_M)
-        for h_tH, start, stop in _of(hidden_NH, cuts):
-            with torch.enable_grad():
-                leaf_tH = h_tH.detach().requires_grad_(wanted_hidden)
-                terms_M = terms_of(head(leaf_tH), start, stop)
-                leaves = [*([leaf_tH] if wanted_hidden else []), *parameters]
-                found = list(torch.autograd.grad((mix_M * terms_M).sum(), leaves))
-            if grad_NH is not None:
-                grad_NH[start:stop] = found.pop(0)
-            for grad, part in zip(sums, found, strict=True):
-                grad += part
-            total_M += terms_M.detach()
-        rounded = [grad.to(p.dtype) for grad, p in zip(sums, parameters, strict=True)]
-        ctx.save_for_backward(grad_NH, *rounded)
-        ctx.mark_non_differentiable(total_M)
-        return (mix_M * total_M).sum(), total_M
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grads = [None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors]
-        return grads[0], None, None, None, None, *grads[1:]
-
-
 def cut_between(inside_N: Tensor, chunk_tokens: int) -> list[int]:
     """Return 0, the edges of chunks of about `chunk_tokens` positions, and N.
 
@@ -164,12 +87,3 @@ def cut_between(inside_N: Tensor, chunk_tokens: int) -> list[int]:
         if place - edges[-1] >= chunk_tokens:
             edges.append(place)
     return edges if edges[-1] == stop else [*edges, stop]
-
-
-def _of(hidden_NH: Tensor, cuts: Sequence[int]) -> Iterator[tuple[Tensor, int, int]]:
-    for start, stop in pairwise(cuts):
-        yield hidden_NH[start:stop], start, stop
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)

@@ -30,7 +30,6 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from fusion.byte_tables import TokenizerError as TokenizerError
-from fusion.byte_tables import byte_table
 from fusion.byte_tables import encode_text as encode_text
 
 EOS: Final = "<|endoftext|>"
@@ -106,11 +105,6 @@ def eos_id(tokenizer: PreTrainedTokenizerFast) -> int:
     if tokenizer.eos_token_id is None:
         raise TokenizerError("the tokenizer has no eos token; set one: documents end in it")
     return int(tokenizer.eos_token_id)
-
-
-def token_bytes(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> list[bytes]:
-    """Return the bytes that each id writes; see fusion.byte_tables for the prefix of a text."""
-    return byte_table(tokenizer, vocab_size).pieces
 
 
 def build_model(spec: ModelSpec, seed: int) -> PreTrainedModel:

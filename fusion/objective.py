@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from fp8.batches import IGNORED, part_of
+from fp8.chunked import chunked_terms
 from fp8.distributed import call_inside
-from fp8.losses import LARGE_VOCABULARY, PLAIN_HEADS
-from fusion.fused import chunked_terms, cut_between
+from fp8.losses import LARGE_VOCABULARY, head_vocabulary
+from fusion.fused import cut_between
 from fusion.methods import OBJECTIVES, OPTIONAL, Chunk, Objective
 from fusion.settings import FusionSettings
 
@@ -92,7 +93,7 @@ def fusion_loss(
     mix = {"ce": 1 - share} | {name: share * weight for name, weight in weights.items()}
     device = next(model.parameters()).device
     cuts = [0, batch.inputs.numel()]
-    large = _vocabulary(model) >= chunk_from_vocab
+    large = head_vocabulary(model) >= chunk_from_vocab
     if large:
         inside = (
             objective.inside(batch.targets)
@@ -158,11 +159,3 @@ def _chunked(
     wide = torch.promote_types(hidden_BTH.dtype, torch.float32)
     mix_M = torch.tensor(mix, dtype=wide, device=hidden_BTH.device)
     return chunked_terms(hidden_BTH.flatten(0, 1), head, terms_of, mix_M, cuts)
-
-
-def _vocabulary(model: nn.Module) -> int:
-    """Size of the vocabulary, or 0 when the head may not be called apart from the model."""
-    config = getattr(model, "config", None)
-    if getattr(config, "model_type", None) not in PLAIN_HEADS:
-        return 0
-    return int(config.vocab_size)  # type: ignore[union-attr]

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fusion.merge import State, require_same
+from fusion.merge_methods import Float64
 from fusion.merge_settings import MergeError
 
 OuterMethod = Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "diloco"]
-Float64 = NDArray[np.float64]
 FORMAT: Final = "cofuse-outer-1"
 
 

@@ -22,7 +22,15 @@ from fusion.contribution import LogitContribution, LogitSource
 from fusion.credit import ALL, BASE, Routing, summed
 from fusion.extract import extract_to_file
 from fusion.models import encode_documents, eos_id
-from fusion.routing import Weights, route, scale_experts, share_factors, without_base
+from fusion.routing import (
+    Weights,
+    most_of_all,
+    over,
+    route,
+    scale_experts,
+    share_factors,
+    without_base,
+)
 from fusion.settings import FusionSettings
 from fusion.target_store import TargetStore, has_targets, read_targets, write_targets
 from fusion.targets import Arrays, chunk_targets, span_targets
@@ -180,28 +188,39 @@ def _require_one_prompt_set(contributions: Mapping[str, LogitSource]) -> None:
 
 
 def _route(shards: _Shards, settings: FusionSettings) -> tuple[Callable[[int], Weights], Routing]:
-    """Return the weights by shard and a summary; a source over its total share is scaled down."""
+    """Return the weights by shard and a summary; sources over their total share are scaled down.
 
-    def free(at: int) -> Weights:
+    What one loses may put another over its share, so this goes on until nobody is.
+    """
+    scalings: list[NDArray[np.float64]] = []
+
+    def weights_of(at: int) -> Weights:
         student, experts = shards.of(at)
-        weights_PS = route(student, [student, *experts], settings)
-        return without_base(weights_PS, shards.written(at, student))
+        weights_PS = without_base(
+            route(student, [student, *experts], settings), shards.written(at, student)
+        )
+        for factors in scalings:
+            weights_PS = scale_experts(weights_PS, factors)
+        return weights_PS
 
-    def summary(weights_of: Callable[[int], Weights]) -> Routing:
-        offsets = [shards.of(at)[0].doc_offsets for at in shards]
-        means = [summed(weights_of(at), o) for at, o in zip(shards, offsets, strict=True)]
-        tokens = np.concatenate([np.diff(o) for o in offsets])
-        return Routing(shards.names, tokens, np.concatenate(means))
+    def summary() -> Routing:
+        means, tokens = [], []
+        for at in shards:
+            offsets = shards.of(at)[0].doc_offsets
+            means.append(summed(weights_of(at), offsets))
+            tokens.append(np.diff(offsets))
+        return Routing(shards.names, np.concatenate(tokens), np.concatenate(means))
 
-    found = summary(free)
-    factors = share_factors(np.asarray(list(found.shares()[ALL].values())), settings.max_share)
-    if (factors >= 1).all():
-        return free, found
-
-    def held(at: int) -> Weights:
-        return scale_experts(free(at), factors)
-
-    return held, summary(held)
+    most = most_of_all(settings, len(shards.names) - 1)
+    found = summary()
+    # Each turn brings one source more to its share for good.
+    for _ in shards.names[1:]:
+        factors = share_factors(np.asarray(list(found.shares()[ALL].values())), most)
+        if not over(factors):
+            break
+        scalings.append(factors)
+        found = summary()
+    return weights_of, found
 
 
 def _span_shards(

@@ -19,6 +19,11 @@ from fusion.contribution import LogitContribution
 from fusion.settings import FusionSettings
 
 Weights = NDArray[np.float32]
+CLAIMED: Final = frozenset({"posterior", "document"})
+"""Routings that go by what the sources say of themselves."""
+EVEN_SHARES: Final = 1.5
+"""How many even shares of such a routing one source may have (docs/log.md)."""
+_SLACK: Final = 1e-3
 
 
 def route(
@@ -152,27 +157,42 @@ def without_base(weights_PS: Weights, written_P: NDArray[np.bool_]) -> Weights:
     return np.asarray(np.where(written_P[:, None], handed_PS, weights_PS), np.float32)
 
 
-def share_factors(shares_S: NDArray[np.float64], most: float) -> NDArray[np.float64]:
-    """Return [S-1] what to multiply each expert's weights by, so that none has over `most` of all.
+def most_of_all(settings: FusionSettings, sources: int) -> float:
+    """Return the most that one of so many sources may have of the whole prompt set."""
+    if settings.max_share is not None:
+        return settings.max_share
+    return min(1.0, EVEN_SHARES / sources) if settings.routing in CLAIMED else 1.0
 
+
+def share_factors(shares_S: NDArray[np.float64], most: float) -> NDArray[np.float64]:
+    """Return [S-1] what to multiply each expert's weights by to bring its share to `most`.
+
+    Above 1 for an expert that has room, so that scale_experts knows who may take what others lose.
     Args: shares_S: mean weight of each candidate over the whole prompt set, the base first.
     """
-    return np.asarray(np.minimum(1.0, most / np.maximum(shares_S[1:], 1e-12)))
+    return np.asarray(most / np.maximum(shares_S[1:], 1e-12))
+
+
+def over(factors: NDArray[np.float64]) -> bool:
+    """Whether any expert has more than its share."""
+    return bool((factors < 1 - _SLACK).any())
 
 
 def scale_experts(weights_PS: Weights, factors: NDArray[np.float64]) -> Weights:
-    """Scale the experts' weights down; what they lose is shared by the others as they stand.
+    """Scale down the experts over their share; the others have what they lose, by their odds.
 
-    Where nobody else has any weight the base takes it. Rows keep their sums.
+    Experts at their share already take nothing. Where nobody else has any weight the base takes
+    it. Rows keep their sums.
     """
     scaled_PS = weights_PS.astype(np.float64)
-    scaled_PS[:, 1:] *= factors
+    scaled_PS[:, 1:] *= np.minimum(factors, 1)
     lost_P1 = np.maximum(
         weights_PS.sum(axis=1, keepdims=True) - scaled_PS.sum(axis=1, keepdims=True), 0
     )
-    open_PS = scaled_PS * np.concatenate([[1.0], factors >= 1])
-    open_PS[:, 0] += 1e-9
-    scaled_PS += lost_P1 * open_PS / open_PS.sum(axis=1, keepdims=True)
+    open_PS = scaled_PS * np.concatenate([[1.0], factors > 1 + _SLACK])
+    # Who claims to know every word leaves the others next to nothing; among them it still tells.
+    open_PS[:, 0] += np.finfo(np.float64).tiny
+    scaled_PS += lost_P1 * (open_PS / open_PS.sum(axis=1, keepdims=True))
     return scaled_PS.astype(np.float32)
 
 

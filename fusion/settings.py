@@ -33,8 +33,9 @@ class FusionSettings:
     """Silence an expert that has read the text this much worse than the base; None: never."""
     max_weight: float = 1.0
     """The most that one source may have at a position, in (0, 1]."""
-    max_share: float = 1.0
-    """The most that one source may have of the whole prompt set, in (0, 1]."""
+    max_share: float | None = None
+    """The most that one source may have of the whole prompt set, in (0, 1]. None: where sources
+    speak for themselves, one and a half even shares (fusion.routing.most_of_all)."""
     alm_weight: float = 0.1
     """mu, at least 0."""
     kept: int = 24
@@ -56,7 +57,7 @@ class FusionSettings:
             (self.temperature > 0, "temperature", "above 0"),
             (self.alm_temperature > 0, "alm_temperature", "above 0"),
             (0 < self.max_weight <= 1, "max_weight", "in (0, 1]"),
-            (0 < self.max_share <= 1, "max_share", "in (0, 1]"),
+            (self.max_share is None or 0 < self.max_share <= 1, "max_share", "in (0, 1]"),
             (self.prior is None or min(self.prior) > 0, "prior", "above 0 for every candidate"),
         )
         for holds, name, wanted in rules:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.align import Alignment, align
+from fusion.align import Alignment, align, loglik
 from fusion.contribution import LogitContribution
 from fusion.routing import Weights
 
@@ -96,7 +96,7 @@ def _teacher_entries(
     at, rows = alignment.teacher_rows[inside], alignment.student_rows[inside]
     top_MK, own_M = teacher.topk_ids[at], teacher.own_logprob[at]
     probs_MK = np.exp(teacher.topk_logprobs[at]) * (top_MK >= 0)
-    chunk_M = chunk_logprobs(teacher, alignment)[inside]
+    chunk_M = loglik(teacher, at, alignment.teacher_ends[inside])
     is_own_MK = top_MK == teacher.token_ids[at][:, None]
     if teacher.header.sampler == "samples":
         # Drawn counts: what was drawn of the own token, times how much of it is the chunk's.
@@ -111,12 +111,6 @@ def _teacher_entries(
     where = np.concatenate([np.repeat(rows, top_MK.shape[1]), rows])
     kept = (ids >= 0) & (probs > 0)
     return _Entries(where[kept], ids[kept], probs[kept])
-
-
-def chunk_logprobs(teacher: LogitContribution, alignment: Alignment) -> NDArray[np.float64]:
-    """Return [M] the teacher's log-likelihood of each chunk."""
-    total = np.concatenate([[0.0], np.cumsum(teacher.own_logprob.astype(np.float64))])
-    return np.asarray(total[alignment.teacher_ends] - total[alignment.teacher_rows])
 
 
 def _pack(
@@ -158,6 +152,8 @@ def chunk_targets(
         long = count > 1
         last = alignment.student_ends[long] - 1
         length[last, index] = count[long]
-        logprob[last, index] = chunk_logprobs(expert, alignment)[long]
+        logprob[last, index] = loglik(
+            expert, alignment.teacher_rows[long], alignment.teacher_ends[long]
+        )
         weight[last, index] = weights_PS[alignment.student_rows[long], index]
     return {"chunk_length": length, "chunk_logprob": logprob, "chunk_weight": weight}

@@ -7,9 +7,9 @@ of the teacher; specials and padding write no bytes and, eos apart, correspond t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,29 +129,35 @@ def _cut(piece: bytes, by_bytes: dict[bytes, int], longest: int) -> list[int]:
     return found
 
 
-def mined_map(
-    student_pieces: Sequence[bytes],
-    teacher_pieces: Sequence[bytes],
-    *,
-    eos: tuple[int, int],
-    ids: Iterable[int] | None = None,
-) -> NDArray[np.int64]:
-    """Map every teacher id to the student id with equal bytes, else to the nearest in edits.
+class MinedMap:
+    """Every teacher id's student id: the one with equal bytes, else the nearest in edits.
 
-    Args: eos: the student's and the teacher's. ids: the only teacher ids to map (those that a
-        contribution names); the rest get -1. None: all, a few milliseconds each.
-    Returns: [V_T] student ids; -1 for specials and padding.
+    An id is looked up when it is first asked for, a few milliseconds each where bytes differ.
     Source: FuseLLM (arXiv 2401.10491), vocabulary mapping by minimal edit distance (MinED).
     """
-    by_bytes = ids_by_bytes(student_pieces)
-    known = list(by_bytes)
-    strings = NearestStrings(known)
-    mapped = np.full(len(teacher_pieces), -1, np.int64)
-    for index in range(len(teacher_pieces)) if ids is None else set(ids):
-        piece = teacher_pieces[index]
-        if piece and piece not in by_bytes:
-            mapped[index] = by_bytes[known[strings.nearest(piece)]]
-        elif piece:
-            mapped[index] = by_bytes[piece]
-    mapped[eos[1]] = eos[0]
-    return mapped
+
+    def __init__(
+        self,
+        student_pieces: Sequence[bytes],
+        teacher_pieces: Sequence[bytes],
+        *,
+        eos: tuple[int, int],
+    ) -> None:
+        """Prepare the search. Args: eos: the student's and the teacher's."""
+        self._by_bytes = ids_by_bytes(student_pieces)
+        self._known = list(self._by_bytes)
+        self._strings = NearestStrings(self._known)
+        self._pieces = teacher_pieces
+        self._mapped = np.asarray([self._by_bytes.get(p, -1) for p in teacher_pieces], np.int64)
+        self._mapped[eos[1]] = eos[0]
+        self._open = (self._mapped < 0) & np.asarray([p != b"" for p in teacher_pieces])
+
+    def of(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return the student ids of teacher ids, in their shape; -1 for specials, padding, -1."""
+        named = ids >= 0
+        asked = np.unique(ids[named])
+        for index in asked[self._open[asked]].tolist():
+            nearest = self._known[self._strings.nearest(self._pieces[index])]
+            self._mapped[index] = self._by_bytes[nearest]
+            self._open[index] = False
+        return np.where(named, self._mapped[ids], -1)

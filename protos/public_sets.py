@@ -39,31 +39,46 @@ class EvalSet(BaseModel):
     domains: dict[Domain, DomainSet] = Field(min_length=1)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Documents of a prompt set in file order.
+class Prompt(BaseModel):
+    """One document of a prompt set."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+    text: str = Field(min_length=1)
+    domain: Domain | None = None
+    """What it is about, if anybody said; credit is told by domain."""
+    written: bool = False
+    """Whether the pivot wrote it (an on-policy round): nothing to learn by heart."""
+
+
+def read_prompt_set(path: Path) -> list[Prompt]:
+    """Documents of a prompt set in file order, with what is said about each.
 
     Raises: PublicSetError naming the line that is not {"text": "..."}.
     """
-    prompts: list[str] = []
+    prompts: list[Prompt] = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                prompts.append(Prompt.model_validate_json(line))
+            except ValidationError as error:
                 raise PublicSetError(
-                    f'{path}:{number}: found {line[:60]!r}, wanted {{"text": "..."}}'
+                    f'{path}:{number}: found {line[:60]!r}, wanted {{"text": "..."}} with a text '
+                    f"that is not empty ({error.errors()[0]['msg']})"
                 ) from error
-            if not isinstance(text, str) or not text:
-                raise PublicSetError(f"{path}:{number}: the text is empty; leave the line out")
-            prompts.append(text)
     if not prompts:
         raise PublicSetError(f"{path}: found no document, wanted at least one line")
     return prompts
 
 
-def write_prompts(path: Path, texts: Iterable[str]) -> None:
-    """Write one JSON line a document; the same texts give the same bytes."""
-    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+def read_prompts(path: Path) -> list[str]:
+    """Texts of a prompt set in file order. Raises: PublicSetError."""
+    return [prompt.text for prompt in read_prompt_set(path)]
+
+
+def write_prompts(path: Path, prompts: Iterable[str | Prompt]) -> None:
+    """Write one JSON line a document; the same documents give the same bytes."""
+    said = (p if isinstance(p, Prompt) else Prompt(text=p) for p in prompts)
+    lines = (json.dumps(p.model_dump(exclude_defaults=True), ensure_ascii=False) for p in said)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

@@ -15,6 +15,27 @@ from pydantic import (
     model_validator,
 )
 
+LossName = Literal["span_kl", "infifusion", "infigfusion", "uld", "minced", "gold", "p_kl"]
+RoutingName = Literal["posterior", "document", "static", "uniform"]
+MergeName = Literal[
+    "linear",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "breadcrumbs",
+    "sce",
+    "model_stock",
+    "slerp",
+    "karcher",
+    "wudi",
+    "iso_c",
+    "tsv",
+]
+"""fusion.merge.MERGES but fisher, which needs more than a delta."""
+OuterName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "diloco"]
+ControlName = Literal["sft", "infifusion", "uld", "minced", "gold", "uniform", "leave_one_out"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 PivotName = Annotated[str, StringConstraints(pattern=r"^pivot-[0-9]{1,9}$")]
@@ -43,6 +64,8 @@ class TrainingSpec(Strict):
     warmup_steps: int = Field(default=20, ge=0)
     decay_share: float = Field(default=0.3, ge=0, le=1)
     """Last part of the steps, in which the rate decays (WSD schedule)."""
+    proximal_mu: float = Field(default=0.0, ge=0)
+    """FedProx: how hard a participant's copy is held to the pivot (merge rounds)."""
 
 
 class RoundSpec(Strict):
@@ -58,23 +81,42 @@ class RoundSpec(Strict):
     """What each participant ships."""
     method: Literal["unified", "pairwise", "merge"]
     """unified: all sources in one run; pairwise: one run a source, then a merge; merge: weights."""
-    merge: Literal["linear", "task_arithmetic", "ties"] = "task_arithmetic"
+    merge: MergeName = "task_arithmetic"
     """How copies or deltas become one (pairwise and merge)."""
+    outer: OuterName | None = None
+    """Merge rounds: step the pivot with this outer optimizer, whose state passes from pivot to
+    pivot, instead of merging once."""
     prompts: str | None = None
     """Public prompt set, JSON lines of {"text": ...} (logits rounds)."""
     evals: str | None = None
     """Held-out documents and questions by domain, JSON."""
     top_k: int = Field(default=16, ge=1, le=1024)
     """Log-probabilities kept per position."""
-    loss: Literal["span_kl", "infifusion"] = "span_kl"
-    routing: Literal["posterior", "uniform"] = "posterior"
+    ship_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the positions whose log-probabilities are shipped: below 1, those at which the
+    expert beats the pivot most."""
+    sampler: Literal["top_k", "samples"] = "top_k"
+    """samples: ids drawn from the expert's whole distribution, an unbiased target."""
+    draws: int = Field(default=50, ge=1, le=255)
+    """Draws per position (samples)."""
+    loss: LossName = "span_kl"
+    routing: RoutingName = "posterior"
+    max_share: float | None = Field(default=None, gt=0, le=1)
+    """The most of the routing that one source may have; None: fusion's own default."""
+    gate_nats: float | None = Field(default=None, ge=0)
+    """Silence a source that has read a text this much worse than the pivot; None: never."""
+    precision: Literal["fp32", "fp8"] = "fp32"
+    """Of the linear layers of the pivot while it is fused."""
     distill_weight: float = Field(default=0.7, ge=0, le=1)
     """lambda: share of the distillation loss; the rest is cross-entropy on the public text."""
     merge_weight: float | None = Field(default=None, gt=0, le=10)
     """Factor on the merged delta; None: the method's own (fusion/merge.py)."""
+    merge_density: float | None = Field(default=None, gt=0, le=1)
+    """Share of a delta's entries kept, for merges that drop some; None: the method's own."""
     training: TrainingSpec
-    controls: tuple[Literal["sft", "infifusion"], ...] = Field(default=(), strict=False)
-    """Runs on the same text, steps and seed, reported beside the pivot."""
+    controls: tuple[ControlName, ...] = Field(default=(), strict=False)
+    """Runs on the same text, steps and seed, reported beside the pivot. leave_one_out: one run
+    without each source, which tells what the pivot owes it."""
     quorum: int | None = Field(default=None, ge=1)
     """Contributions needed at the deadline; default: every participant's."""
     deadline_minutes: float = Field(default=60, gt=0, le=60 * 24 * 30)
@@ -92,6 +134,13 @@ class RoundSpec(Strict):
             )
         if self.kind == "logits" and self.prompts is None:
             raise ValueError("prompts: a logits round needs a public prompt set; give its file")
+        if self.outer is not None and self.method != "merge":
+            raise ValueError(
+                f"outer: {self.outer!r} steps on the mean of deltas, and method {self.method!r} "
+                "has none; leave it out, or take kind weights and method merge"
+            )
+        if "leave_one_out" in self.controls and self.method != "unified":
+            raise ValueError("controls: leave_one_out goes with method unified only")
         if self.quorum is not None and self.quorum > len(self.participants):
             raise ValueError(
                 f"quorum: {self.quorum} is more than the {len(self.participants)} participants"
@@ -109,7 +158,7 @@ def parse_spec(text: str) -> RoundSpec:
     try:
         spec = RoundSpec.model_validate(json.loads(text))
     except (json.JSONDecodeError, ValidationError) as error:
-        raise SpecError(_first_message(error)) from error
+        raise SpecError(first_message(error)) from error
     for field in ("prompts", "evals"):
         value = getattr(spec, field)
         if value is not None and not _is_digest(value):
@@ -139,8 +188,8 @@ def load_spec(path: Path) -> RoundSpec:
         return RoundSpec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        line = _line_of(root, first["loc"])
-        raise SpecError(f"{path}:{line}: {_first_message(error)}") from error
+        line = line_of(root, first["loc"])
+        raise SpecError(f"{path}:{line}: {first_message(error)}") from error
 
 
 def _is_digest(value: str) -> bool:
@@ -148,7 +197,8 @@ def _is_digest(value: str) -> bool:
     return head == "sha256" and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
 
 
-def _first_message(error: json.JSONDecodeError | ValidationError) -> str:
+def first_message(error: json.JSONDecodeError | ValidationError) -> str:
+    """Say in words what is wrong first: the place, what was found, and the cure."""
     if isinstance(error, json.JSONDecodeError):
         return f"the spec is not JSON: {error}"
     first = error.errors()[0]
@@ -162,7 +212,7 @@ def _first_message(error: json.JSONDecodeError | ValidationError) -> str:
     return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}{found}"
 
 
-def _line_of(node: Any, path: tuple[int | str, ...]) -> int:
+def line_of(node: Any, path: tuple[int | str, ...]) -> int:
     """Line of the deepest key of `path` that the document holds, counted from 1."""
     line: int = node.start_mark.line + 1
     for part in path:

@@ -75,6 +75,9 @@ def complete(  # noqa: PLR0913 - one option each
         int | None, typer.Option(min=1, help="Tokens to add at most.  [the context's rest]")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written at once.")] = 64,
+    with_public: Annotated[
+        bool, typer.Option(help="Put the public documents themselves first.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Let a pivot complete public documents: the prompt set of an on-policy round. Print it.
@@ -93,7 +96,7 @@ def complete(  # noqa: PLR0913 - one option each
     if not out.absolute().parent.is_dir():
         refuse(f"{out.absolute().parent} is no folder; make it first")
     try:
-        from protos.public_sets import read_prompts, write_prompts
+        from protos.public_sets import Prompt, read_prompts, write_prompts
 
         documents = read_prompts(prompts)
         if not (folder / "tokenizer.json").is_file():
@@ -121,7 +124,8 @@ def complete(  # noqa: PLR0913 - one option each
                 batch_size=batch_size,
                 on_progress=lambda done, total: bars.show("writing", done, total, "tokens"),
             )
-        write_prompts(out, texts)
+        own = [Prompt(text=text, written=True) for text in texts]
+        write_prompts(out, [*(documents if with_public else []), *own])
     except (ValueError, OSError) as error:  # ours are ValueErrors that say what to do
         refuse(error)
     typer.echo(out, err=as_json)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from coordinator.fuse_job import FuseJob
-from coordinator.fuse_worker import _whole, plan
+from coordinator.fuse_worker import _whole
+from coordinator.fusion_runs import plan
 from coordinator.pivot_card import model_card, table
 from protos.spec import RoundSpec
 
@@ -34,8 +35,9 @@ def test_unified_is_one_run_and_pairwise_one_a_source() -> None:
 
 def test_the_control_learns_from_nobody_and_the_baseline_from_all() -> None:
     runs = {r.name: r for r in plan(spec(controls=("sft", "infifusion")), ("a", "b"))}
-    assert (runs["sft"].loss, runs["sft"].sources) == ("none", ())
-    assert (runs["infifusion"].loss, runs["infifusion"].sources) == ("infifusion", ("a", "b"))
+    assert (runs["sft"].changes["loss"], runs["sft"].sources) == ("none", ())
+    baseline = runs["infifusion"]
+    assert (baseline.changes["loss"], baseline.sources) == ("infifusion", ("a", "b"))
 
 
 def test_a_job_reads_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -16,14 +16,13 @@ from fusion.models import (
     ModelSpec,
     build_model,
     encode_text,
-    token_bytes,
     train_tokenizer,
 )
 from tests.fusion import families
 
 TEXTS = ["Code I63.9 is cerebral infarction.", "Neoplasm of breast, caf\u00e9 \u2603."] * 5
 TOKENIZER = train_tokenizer(TEXTS, 300)
-TABLE = token_bytes(TOKENIZER, len(TOKENIZER))
+TABLE = byte_table(TOKENIZER, len(TOKENIZER)).pieces
 PROMPTS = ["", "Code", "Code I63.9 is cerebral inf", "Neoplasm of breast, caf\u00e9", "Code"]
 CONTEXT = 48
 

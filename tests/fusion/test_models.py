@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from fusion.byte_tables import byte_table
 from fusion.models import (
     EOS,
     Architecture,
@@ -19,7 +20,6 @@ from fusion.models import (
     load_parameter_arrays,
     parameter_arrays,
     save_model,
-    token_bytes,
     train_tokenizer,
 )
 
@@ -41,7 +41,7 @@ def spec(architecture: Architecture) -> ModelSpec:
 
 @given(st.text())
 def test_no_byte_of_any_text_is_lost(text: str) -> None:
-    table = token_bytes(TOKENIZER, len(TOKENIZER))
+    table = byte_table(TOKENIZER, len(TOKENIZER)).pieces
     assert b"".join(table[i] for i in encode_text(TOKENIZER, text)) == text.encode()
 
 
@@ -66,7 +66,7 @@ def test_the_tokenizer_is_a_function_of_the_text() -> None:
 
 
 def test_padding_ids_and_eos_write_no_bytes() -> None:
-    table = token_bytes(TOKENIZER, len(TOKENIZER) + 3)
+    table = byte_table(TOKENIZER, len(TOKENIZER) + 3).pieces
     assert [i for i, piece in enumerate(table) if not piece] == [
         0,
         *range(len(TOKENIZER), len(TOKENIZER) + 3),

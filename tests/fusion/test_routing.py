@@ -165,7 +165,7 @@ def test_a_source_over_its_share_is_scaled_to_it_and_the_others_take_the_rest() 
     rng = np.random.default_rng(0)
     weights = rng.dirichlet([1, 1, 8], size=400).astype(np.float32)
     factors = share_factors(weights.mean(axis=0).astype(np.float64), 0.3)
-    assert factors[0] == 1.0
+    assert factors[0] > 1
     found = scale_experts(weights, factors)
     assert found[:, 2].mean() == pytest.approx(0.3, abs=1e-5)
     assert found.sum(axis=1) == pytest.approx(np.ones(400), abs=1e-5)

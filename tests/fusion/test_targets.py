@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from fusion.byte_tables import byte_table
 from fusion.contribution import LogitContribution
-from fusion.models import token_bytes, train_tokenizer
+from fusion.models import train_tokenizer
 from fusion.targets import Arrays, chunk_targets, span_targets
 from fusion.vocab_maps import first_pieces, map_ids
 from tests.fusion.factories import build, vocabulary_of
@@ -16,7 +17,7 @@ def tokenizer_of(*texts: str) -> PreTrainedTokenizerFast:
 
 
 TOKENIZER = tokenizer_of("abc")  # writes every byte, "ab" (or "bc") and "abc"
-TABLE = token_bytes(TOKENIZER, len(TOKENIZER))
+TABLE = byte_table(TOKENIZER, len(TOKENIZER)).pieces
 
 
 def ones(rows: int, candidates: int) -> np.ndarray:

@@ -1,15 +1,18 @@
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.byte_tables import byte_table, encode_text
+from fusion.edit_distance import NearestStrings
 from fusion.vocab_maps import (
     PROJECTION_DECAY,
+    MinedMap,
     first_pieces,
     ids_by_bytes,
     map_ids,
-    mined_map,
     projection,
     vocabulary,
 )
@@ -67,7 +70,8 @@ def test_a_first_piece_is_what_is_read_in_the_middle_of_a_text() -> None:
 def test_minimal_edit_distance_is_minimal_and_equal_bytes_are_themselves(
     student: list[bytes], teacher: list[bytes]
 ) -> None:
-    mapped = mined_map([b"", *student], [b"", *teacher, b""], eos=(0, 0))
+    everything = np.arange(len(teacher) + 2)
+    mapped = MinedMap([b"", *student], [b"", *teacher, b""], eos=(0, 0)).of(everything)
     assert mapped[0] == 0
     assert mapped[-1] == -1
     for index, piece in enumerate(teacher, 1):
@@ -75,10 +79,15 @@ def test_minimal_edit_distance_is_minimal_and_equal_bytes_are_themselves(
         assert distance(found, piece) == min(distance(s, piece) for s in student)
 
 
-def test_minimal_edit_distance_can_be_asked_for_some_ids() -> None:
-    student, teacher = [b"", b"cat", b"dogs"], [b"bat", b"", b"dog", b"cat"]
-    assert mined_map(student, teacher, eos=(0, 1)).tolist() == [1, 0, 2, 1]
-    assert mined_map(student, teacher, eos=(0, 1), ids=[2, 2]).tolist() == [-1, 0, 2, -1]
+def test_an_id_is_searched_for_once_and_only_when_it_is_asked_for() -> None:
+    mined = MinedMap([b"", b"cat", b"dogs"], [b"bat", b"", b"dog", b"cat", b""], eos=(0, 1))
+    with patch.object(NearestStrings, "nearest", autospec=True) as nearest:
+        nearest.return_value = 1
+        assert mined.of(np.array([[3, 1], [4, -1]])).tolist() == [[1, 0], [-1, -1]]
+        assert not nearest.called
+        assert mined.of(np.array([2, 2])).tolist() == mined.of(np.array([2, 2])).tolist() == [2, 2]
+        nearest.assert_called_once()
+    assert mined.of(np.arange(5)).tolist() == [1, 0, 2, 1, -1]
 
 
 @given(PIECES, PIECES, st.booleans())
