@@ -29,7 +29,7 @@ from typing import Any, Final
 # Run as a script, this file's own folder comes first and this file passes for package `fusion`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.fusion_jobs import FULL, THREE, VARIANTS, Job, Sizes, needs, run
+from benchmarks.fusion_jobs import FULL, SIX, THREE, VARIANTS, Job, Sizes, needs, run
 from benchmarks.fusion_report import (
     ABLATIONS,
     CURVES,
@@ -99,9 +99,11 @@ def _without(waiting: Sequence[Job], failed: Job) -> list[Job]:
     return [job for job in waiting if job.seed != failed.seed or job.what not in lost]
 
 
-def _rank(job: Job) -> tuple[int, int]:
+def _rank(job: Job) -> tuple[bool, int, int]:
+    """What every seed needs comes before what only the first is asked for."""
     kind = job.what.partition(":")[0]
-    return (LONG_FIRST.index(kind) if kind in LONG_FIRST else len(LONG_FIRST), job.seed)
+    extra = job.what in FIRST_SEED_ONLY - set(METHODS.values()) or job.what.endswith(SIX[3:])
+    return (extra, LONG_FIRST.index(kind) if kind in LONG_FIRST else len(LONG_FIRST), job.seed)
 
 
 def shipped_bytes(folder: Path) -> dict[str, float]:

@@ -19,6 +19,9 @@ PIVOTS: Final = ("unified", "pairwise", "weights")
 CONTROLS: Final = ("base", "sft", "infifusion")
 EXPERT: Final = "expert:"
 MEAN: Final = "mean"
+BASE: Final = "base"
+ALL: Final = "all"
+"""In a table of credit: all prompts, whatever their domain."""
 Scores = Mapping[str, Mapping[str, float]]
 """By model and domain."""
 
@@ -64,6 +67,9 @@ class ReportData:
     """The pivot that a pivot was fused from; base where none is named."""
     chance: float = 0.25
     """Accuracy of a guess."""
+    credit: Mapping[str, Scores] = field(default_factory=dict)
+    """Of the unified round. share: by domain of the prompts and candidate, its share of the
+    routing. leave_one_out: by source and domain, the share of the gain that is lost without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,12 @@ def render_report(result: ReportData) -> str:
     return environment.get_template("report.html").render(
         result=result,
         tiles=_tiles(result),
-        charts=[*_quality_charts(result), *_curve_charts(result), *_egress_charts(result)],
+        charts=[
+            *_quality_charts(result),
+            *_credit_charts(result),
+            *_curve_charts(result),
+            *_egress_charts(result),
+        ],
         participants=_participant_table(result.participants),
     )
 
@@ -256,6 +267,55 @@ def _curve_charts(result: ReportData) -> list[Chart]:
         heading = headings.get(kind, f"Runs of the {kind} round")
         caption = "Training loss by step. Runs with different losses do not compare."
         made.append(Chart(identifier, heading, caption, "", svg, table))
+    return made
+
+
+def _credit_charts(result: ReportData) -> list[Chart]:
+    """Whom the pivot listened to, and what it would lose without each."""
+    made = []
+    if shares := result.credit.get("share"):
+        domains = [d for d in shares if d != ALL]
+        drawn = [
+            Bar(label=n, value=x, text=charts.percent(x), role="control" if n == BASE else "expert")
+            for n, x in shares[ALL].items()
+        ]
+        rows = tuple(
+            (name, *(charts.percent(shares[d][name]) for d in (*domains, ALL)))
+            for name in shares[ALL]
+        )
+        made.append(
+            Chart(
+                "credit",
+                "Who taught the pivot",
+                "Share of the routing's weight over the public prompts of the unified round, by "
+                "source; base is what the old pivot was left to say itself.",
+                "",
+                Markup(charts.bars("credit", drawn)),  # noqa: S704 - our own drawing
+                Table(("source", *domains, "all prompts"), rows),
+            )
+        )
+    if lost := result.credit.get("leave_one_out"):
+        means = {name: sum(row.values()) / len(row) for name, row in lost.items()}
+        drawn = [
+            Bar(label=n, value=max(x, 0.0), text=charts.percent(x), role="expert")
+            for n, x in means.items()
+        ]
+        domains = list(next(iter(lost.values())))
+        rows = tuple(
+            (name, *(charts.percent(row[d]) for d in domains), charts.percent(means[name]))
+            for name, row in lost.items()
+        )
+        made.append(
+            Chart(
+                "leave-one-out",
+                "What is lost without each source",
+                "Share of the pivot's gain over its parent that is gone when it is fused without "
+                "the source. Below zero it is better without.",
+                "",
+                Markup(charts.bars("leave-one-out", drawn)),  # noqa: S704 - our own drawing
+                Table(("source", *domains, MEAN), rows),
+            )
+        )
     return made
 
 

@@ -9,7 +9,7 @@ from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.engine import Engine
 from coordinator.store import Store
-from fusion.codec import check_logits
+from fusion.codec import check_asked, check_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import check_delta
 from protos.errors import CofuseError, abort
@@ -78,14 +78,28 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             if spec.kind == "logits" and spec.prompts is not None:
                 prompts = spec.prompts.removeprefix("sha256:")
                 texts = [text.encode() for text in read_prompts(self._artifacts.path(prompts))]
-                check_logits(path, prompts=texts, prompt_set_sha256=prompts, top_k=spec.top_k)
+                header = check_logits(
+                    path, prompts=texts, prompt_set_sha256=prompts, top_k=spec.top_k
+                )
+                whole = spec.ship_share == 1
+                check_asked(
+                    header,
+                    sampler=spec.sampler,
+                    draws=spec.draws,
+                    share=spec.ship_share,
+                    pivot_sha256="" if whole else self._weights_of(spec.pivot),
+                )
             else:
-                files = {file.name: file for file in self._store.pivot(spec.pivot).files}
-                weights = files["model.safetensors"].sha256
+                weights = self._weights_of(spec.pivot)
                 shapes = _shapes(self._artifacts.path(weights))
                 check_delta(path, pivot_sha256=weights, shapes=shapes)
         except ContributionError as error:
             raise CofuseError("bad_contribution", f"{error.code}: {error}".rstrip(".")) from error
+
+    def _weights_of(self, pivot: str) -> str:
+        return next(
+            f.sha256 for f in self._store.pivot(pivot).files if f.name == "model.safetensors"
+        )
 
 
 def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:

@@ -174,6 +174,30 @@ def check_logits(
     return header
 
 
+def check_asked(
+    header: LogitHeader, *, sampler: str, draws: int, share: float, pivot_sha256: str
+) -> None:
+    """Refuse a contribution whose rows were not chosen as the round asked.
+
+    Args: share: of the positions, at most. pivot_sha256: of the pivot that they were to be chosen
+        against; "" when all were asked for.
+    Raises: ContributionError.
+    """
+    found = (header.sampler, header.draws, header.pivot_sha256)
+    wanted = (sampler, draws if sampler == "samples" else 0, pivot_sha256)
+    if found != wanted:
+        raise malformed(
+            f"rows are of sampler {found[0]!r}, {found[1]} draws, pivot {found[2][:12]!r}, the "
+            f"round asks for {wanted[0]!r}, {wanted[1]}, {wanted[2][:12]!r}"
+        )
+    most = math.floor(share * header.positions)
+    if header.shipped > most or (share == 1 and header.shipped < header.positions):
+        raise malformed(
+            f"holds {header.shipped} rows of {header.positions}, the round asks for "
+            f"{'all' if share == 1 else f'{most} at most'}"
+        )
+
+
 def _check_rows(c: LogitContribution) -> None:
     """Check that every row of ids is a distribution: sorted, distinct, whole, true to its own."""
     shipped = c.shipped

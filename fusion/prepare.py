@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fusion.baselines import BASELINES, SHARED
 from fusion.codec import LogitFile
-from fusion.contribution import LogitContribution, LogitSource
+from fusion.contribution import ContributionError, LogitContribution, LogitSource
 from fusion.credit import ALL, BASE, Routing, summed
 from fusion.extract import extract_to_file
 from fusion.models import encode_documents, eos_id
@@ -66,7 +66,7 @@ def prepare(
         words are not to be learnt by heart, and it is no judge of them. Only losses that route
         know the difference.
     Raises: ValueError when there is nothing to learn from, contributions are not of one prompt
-        set, or the folder holds another run's targets.
+        set, not of these prompts or not finite, or the folder holds another run's targets.
     """
     ids = encode_documents(tokenizer, prompts).astype(np.int32)
     stream = np.concatenate([np.asarray([eos_id(tokenizer)], np.int32), ids])
@@ -107,6 +107,12 @@ def _ask_base(
     """Let the base say what it thinks of the prompts, as the experts did."""
     _require_one_prompt_set(contributions)
     headers = [source.header for source in contributions.values()]
+    for name, header in zip(contributions, headers, strict=True):
+        if header.documents != len(prompts):
+            raise ValueError(
+                f"{name} holds {header.documents} documents, the prompt set {len(prompts)}; "
+                "extract its logits from this prompt set"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     extract_to_file(
         folder / "base.safetensors",
@@ -154,7 +160,10 @@ class _Shards:
         # A file tells ids by their bytes; two ids may write the same, and ours are known.
         mine = self._ids[self._offsets[start] : self._offsets[stop]]
         student = replace(base, token_ids=mine)
-        return student, [source.documents(start, stop) for source in self._sources]
+        experts = [source.documents(start, stop) for source in self._sources]
+        for name, expert in zip(self.names[1:], experts, strict=True):
+            _require_sound(name, expert, student)
+        return student, experts
 
     def written(self, start: int, student: LogitContribution) -> NDArray[np.bool_]:
         """Return [P] whether the pivot wrote the document of each row of this shard."""
@@ -185,6 +194,23 @@ def _require_one_prompt_set(contributions: Mapping[str, LogitSource]) -> None:
             f"contributions were computed on different prompt sets ({shown}); "
             "a fusion needs all of them on one"
         )
+
+
+def _require_sound(name: str, expert: LogitContribution, student: LogitContribution) -> None:
+    """Check what only a contribution that never was a file can get wrong; files are checked."""
+    found_D, wanted_D = (c.byte_ends[c.doc_offsets[1:] - 1] for c in (expert, student))
+    if not np.array_equal(found_D, wanted_D):
+        raise ValueError(
+            f"{name} read {found_D.sum()} bytes of {student.header.documents} documents that have "
+            f"{wanted_D.sum()}, or cut them elsewhere; extract its logits from this prompt set"
+        )
+    for field in ("own_logprob", "topk_logprobs", "tail_logprob"):
+        if not np.isfinite(getattr(expert, field)).all():
+            raise ContributionError(
+                "not_finite",
+                f"{field} of {name} holds NaN or infinity: its model diverged; train it again, "
+                "or fuse without it",
+            )
 
 
 def _route(shards: _Shards, settings: FusionSettings) -> tuple[Callable[[int], Weights], Routing]:

@@ -140,9 +140,11 @@ class Participant:
     def _make(self, assignment: Assignment) -> Path:
         """Compute the contribution from the public files the assignment names."""
         files = self._config.data_dir / "rounds" / assignment.round_id
-        if assignment.spec.kind == "weights":
+        spec = assignment.spec
+        if spec.kind == "weights" or spec.ship_share < 1:
             for reference in assignment.pivot:
                 self._client.fetch(reference, files / "pivot")
+        if spec.kind == "weights":
             path = export_delta(
                 files / "pivot",
                 self._config.corpus,
@@ -161,7 +163,8 @@ class Participant:
             check_positions(self._policy, total)
             self._tell("logits", {"round": assignment.round_id, "step": done, "steps": total})
 
-        return export_logits(self._expert, prompts, assignment, self._outbox, tell)
+        pivot = files / "pivot" if spec.ship_share < 1 else None
+        return export_logits(self._expert, prompts, assignment, self._outbox, tell, pivot=pivot)
 
     def _release(self, assignment: Assignment, path: Path, sha256: str, size: int) -> None:
         """The one door out for bulk bytes: written down first, then sent, then receipted."""

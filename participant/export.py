@@ -5,8 +5,11 @@ The same question to the same expert has the same answer: it is kept, and not co
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fp8.train import Progress, TrainConfig
+from fusion.budget import Budget
+from fusion.codec import LogitFile
 from fusion.contribution import CODEC_VERSION
 from fusion.delta_file import write_delta
 from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
@@ -27,25 +30,47 @@ def export_logits(
     assignment: Assignment,
     outbox: Path,
     on_progress: Callable[[int, int], None],
+    *,
+    pivot: Path | None = None,
 ) -> Path:
-    """Write the expert's top-K log-probabilities on the prompt set; return the file."""
+    """Write the expert's log-probabilities on the prompt set as the spec wants; return the file.
+
+    Args: pivot: the round's, for a spec that ships only where the expert beats it.
+    """
     assert assignment.prompts is not None
+    spec, texts = assignment.spec, read_prompts(prompts)
     model_sha256 = sha256_of(expert.directory / WEIGHTS)
-    kind = f"k{assignment.spec.top_k}-v{CODEC_VERSION}"
-    parts = (assignment.prompts.sha256[:16], model_sha256[:16], kind)
-    path = outbox / f"logits-{'-'.join(parts)}.safetensors"
-    if not path.exists():
-        model, tokenizer = expert.load()
+    asked: dict[str, float] = {"k": spec.top_k, "v": CODEC_VERSION}
+    if spec.sampler == "samples":
+        asked |= {"n": spec.draws, "s": spec.seed}
+    if pivot is not None:
+        asked |= {"share": spec.ship_share}
+    names = [assignment.prompts.sha256[:16], model_sha256[:16]]
+    names += [] if pivot is None else [assignment.pivot_sha256[:16]]
+    names += [f"{key}{value}" for key, value in asked.items()]
+    path = outbox / f"logits-{'-'.join(names)}.safetensors"
+    if path.exists():
+        return path
+    options: dict[str, Any] = {"prompt_set_sha256": assignment.prompts.sha256}
+    if pivot is not None:
+        base, words = load_model(pivot)
+        known = outbox / f"pivot-{assignment.pivot_sha256[:16]}-{names[0]}.safetensors"
         extract_to_file(
-            path,
-            model,
-            tokenizer,
-            read_prompts(prompts),
-            top_k=assignment.spec.top_k,
-            prompt_set_sha256=assignment.prompts.sha256,
-            model_sha256=model_sha256,
-            on_progress=on_progress,
+            known, base, words, texts, top_k=1, model_sha256=assignment.pivot_sha256, **options
         )
+        options |= {"budget": Budget(spec.ship_share), "pivot": LogitFile(known, texts)}
+    extract_to_file(
+        path,
+        *expert.load(),
+        texts,
+        top_k=spec.top_k,
+        model_sha256=model_sha256,
+        on_progress=on_progress,
+        sampler=spec.sampler,
+        draws=spec.draws,
+        seed=spec.seed,
+        **options,
+    )
     return path
 
 
@@ -79,6 +104,7 @@ def export_delta(
         checkpoint_dir=outbox / f"checkpoint-{assignment.round_id}",
         on_progress=on_progress,
         should_stop=should_stop,
+        proximal_mu=training.proximal_mu,
     )
     if not result.finished:
         return None

@@ -23,6 +23,9 @@ def show_result(result: DemoResult, report: Path, *, to_stderr: bool) -> None:
         console.print(_table(title, result.accuracy))
     for text, held in result.claims:
         console.print(f"{'holds' if held else 'FAILS'}  {text}", markup=False)
+    if shares := result.credit.get("share", {}).get("all"):
+        told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        console.print(f"who taught the unified pivot: {told}", markup=False)
     left = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in result.bytes_left.items())
     console.print(f"left each hospital: {left}; no text", markup=False)
     for name, folder in result.pivots.items():
@@ -55,6 +58,7 @@ def write_report(plan: DemoPlan, result: DemoResult) -> Path:
         pivots=result.pivots,
         participants=[Participant(**row) for row in result.participants],
         attribution="\n".join(f"{name}: {text}" for name, text in ATTRIBUTION.items()),
+        credit=result.credit,
         parents=dict.fromkeys(result.pivots, "pivot-0"),
     )
     path.write_text(render_report(data), encoding="utf-8")

@@ -22,7 +22,7 @@ from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
 from cofuse.demo.screen import Screen
 from cofuse.demo.settings import DemoSettings, Hospital
 from cofuse.sdk import Coordinator, Event, Round
-from protos.public_sets import write_prompts
+from protos.public_sets import Prompt, write_prompts
 from protos.spec import RoundSpec, load_spec
 
 ROUNDS: Final = ("logits-unified", "logits-pairwise", "weights")
@@ -52,6 +52,8 @@ class DemoResult:
     claims: list[tuple[str, bool]] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
     participants: list[dict[str, Any]] = field(default_factory=list)
+    credit: dict[str, Table] = field(default_factory=dict)
+    """Of the unified round: who taught the pivot, and what is lost without whom."""
 
     @property
     def ok(self) -> bool:
@@ -60,7 +62,7 @@ class DemoResult:
 
     def as_json(self) -> dict[str, Any]:
         """The machine's answer."""
-        keys = ("seconds", "peak_rss_mb", "bpb", "accuracy", "bytes_left", "pivots")
+        keys = ("seconds", "peak_rss_mb", "bpb", "accuracy", "bytes_left", "pivots", "credit")
         return {"ok": self.ok, **{key: getattr(self, key) for key in keys}}
 
 
@@ -216,11 +218,11 @@ def _write_public(plan: DemoPlan, work: Path) -> None:
     write_prompts(public / "general.jsonl", general)
 
 
-def _interleaved(found: Sequence[Department]) -> list[str]:
+def _interleaved(found: Sequence[Department]) -> list[Prompt]:
     """Public documents of all departments, one of each in turn: no block of one topic."""
     longest = max(len(department.public) for department in found)
     return [
-        department.public[at]
+        Prompt(text=department.public[at], domain=department.name)
         for at in range(longest)
         for department in found
         if at < len(department.public)
@@ -336,6 +338,7 @@ def _take_home(
     for table, found in ((result.bpb, evals["bpb"]), (result.accuracy, evals["accuracy"])):
         for model, scores in found.items():
             table.setdefault(model, scores)
+    result.credit = result.credit or evals["credit"]
     losses = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
     result.curves.update(losses)
     reports = {part.participant: part.report for part in final.contributions}

@@ -12,7 +12,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fusion.budget import keep
-from fusion.codec import LogitFile, LogitWriter, check_logits, read_logits, write_logits
+from fusion.codec import (
+    LogitFile,
+    LogitWriter,
+    check_asked,
+    check_logits,
+    read_logits,
+    write_logits,
+)
 from fusion.contribution import (
     ROW_ARRAYS,
     ContributionError,
@@ -452,3 +459,23 @@ def test_the_header_is_plain_json_that_anyone_can_read(tmp_path: Path) -> None:
         *("doc_offsets", "vocab_lengths", "vocab_bytes", "byte_lengths", "own"),
         *("topk_ids", "topk", "tail"),
     }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampler": "samples"},
+        {"pivot_sha256": "d" * 64},
+        {"shipped": 99},
+        {"shipped": 51, "share": 0.5, "wanted": "e" * 64, "pivot_sha256": "e" * 64},
+        {"shipped": 50, "share": 0.5, "wanted": "e" * 64, "pivot_sha256": "f" * 64},
+    ],
+)
+def test_rows_chosen_otherwise_than_asked_are_refused(change: dict[str, Any]) -> None:
+    header = build([[b"a"]], [b"", b"a"], top_k=1)[0].header
+    share, wanted = change.pop("share", 1.0), change.pop("wanted", "")
+    asked = {"sampler": "top_k", "draws": 50, "share": share, "pivot_sha256": wanted}
+    right = replace(header, positions=100, shipped=round(100 * share), pivot_sha256=wanted)
+    check_asked(right, **asked)
+    with pytest.raises(ContributionError, match="the round asks for"):
+        check_asked(replace(right, **change), **asked)
