@@ -98,7 +98,12 @@ def _wanted(checked: "Checked", source: "Source", folder: Path) -> Wanted:
     # The same weights with another tokenizer or config are another expert.
     names = sorted(n for n in model.files if n.endswith(".json") and "index" not in n)
     digest = _key(weights, *(sha256_of(model.files[name]) for name in names))
-    asked = _key(digest, str(checked.prompts_sha256), f"k{spec.top_k}", f"v{CODEC_VERSION}")
+    rows = [f"k{spec.top_k}", f"v{CODEC_VERSION}"]
+    if spec.sampler == "samples":
+        rows.append(f"n{spec.draws} s{spec.seed}")
+    if spec.ship_share < 1:
+        rows.append(f"{spec.ship_share} over {checked.pivot.digest()}")
+    asked = _key(digest, str(checked.prompts_sha256), *rows)
     merges = spec.method == "merge"
     logits = None if merges else folder / f"logits-{asked}.safetensors"
     scores = None
@@ -192,7 +197,7 @@ def lay_down(checked: "Checked", job: FuseJob, out: Path) -> dict[str, Any]:
     scores = {key: evals[key] for key in ("bpb", "accuracy")}
     texts = {
         "lineage.json": canonical(lineage),
-        "README.md": model_card(lineage, scores, evals["pivot"]),
+        "README.md": model_card(lineage, scores, evals["pivot"], evals["credit"]),
     }
     lines = (partial / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     digests = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}

@@ -13,9 +13,10 @@ from typing import Any
 
 from coordinator.fuse_worker import score
 from coordinator.merging import merge_settings
-from fusion.extract import extract_to_file
 from fusion.merge_files import merge_directories
 from fusion.models import load_model
+from participant.export import extract_as_asked
+from protos.chunks import sha256_of
 from protos.process import die_with_parent
 from protos.public_sets import read_prompts
 from protos.spec import RoundSpec
@@ -25,15 +26,16 @@ def make_logits(
     task: dict[str, Any], source: dict[str, Any], on_progress: Callable[[int, int], None]
 ) -> None:
     """Write what a source's model thinks of the prompt set."""
-    model, tokenizer = load_model(Path(source["path"]))
-    extract_to_file(
+    spec = RoundSpec.model_validate_json(json.dumps(task["spec"]))
+    pivot = Path(task["pivot"])
+    extract_as_asked(
         Path(source["logits"]),
-        model,
-        tokenizer,
+        lambda: load_model(Path(source["path"])),
         read_prompts(Path(task["prompts"])),
-        top_k=task["spec"]["top_k"],
+        spec,
         prompt_set_sha256=task["prompts_sha256"],
         model_sha256=source["model_sha256"],
+        pivot=(pivot, sha256_of(pivot / "model.safetensors")) if spec.ship_share < 1 else None,
         on_progress=on_progress,
     )
 

@@ -3,9 +3,11 @@
 The same question to the same expert has the same answer: it is kept, and not computed twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fp8.train import Progress, TrainConfig
 from fusion.budget import Budget
@@ -20,6 +22,7 @@ from participant.stages.cpt import Expert, adapt_pivot
 from protos.chunks import sha256_of
 from protos.messages import Assignment, Scores
 from protos.public_sets import read_evals, read_prompts
+from protos.spec import RoundSpec
 
 WEIGHTS = "model.safetensors"
 
@@ -51,17 +54,44 @@ def export_logits(
     path = outbox / f"logits-{'-'.join(names)}.safetensors"
     if path.exists():
         return path
-    options: dict[str, Any] = {"prompt_set_sha256": assignment.prompts.sha256}
+    extract_as_asked(
+        path,
+        expert.load,
+        texts,
+        spec,
+        prompt_set_sha256=assignment.prompts.sha256,
+        model_sha256=model_sha256,
+        pivot=None if pivot is None else (pivot, assignment.pivot_sha256),
+        on_progress=on_progress,
+    )
+    return path
+
+
+def extract_as_asked(
+    path: Path,
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerFast]],
+    texts: Sequence[str],
+    spec: RoundSpec,
+    *,
+    prompt_set_sha256: str,
+    model_sha256: str,
+    pivot: tuple[Path, str] | None = None,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Write what a model thinks of the texts, the rows chosen as the spec says.
+
+    Args: pivot: folder and weights digest of the pivot to beat, where ship_share is below 1.
+    """
+    options: dict[str, Any] = {"prompt_set_sha256": prompt_set_sha256}
+    known = path.with_name(path.name + ".pivot")
     if pivot is not None:
-        base, words = load_model(pivot)
-        known = outbox / f"pivot-{assignment.pivot_sha256[:16]}-{names[0]}.safetensors"
-        extract_to_file(
-            known, base, words, texts, top_k=1, model_sha256=assignment.pivot_sha256, **options
-        )
+        folder, digest = pivot
+        base, words = load_model(folder)
+        extract_to_file(known, base, words, texts, top_k=1, model_sha256=digest, **options)
         options |= {"budget": Budget(spec.ship_share), "pivot": LogitFile(known, texts)}
     extract_to_file(
         path,
-        *expert.load(),
+        *load(),
         texts,
         top_k=spec.top_k,
         model_sha256=model_sha256,
@@ -71,7 +101,7 @@ def export_logits(
         seed=spec.seed,
         **options,
     )
-    return path
+    known.unlink(missing_ok=True)
 
 
 def export_delta(
