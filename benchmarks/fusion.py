@@ -44,8 +44,11 @@ from protos.process import PARENT_VARIABLE, die_with_parent
 FIRST_SEED_ONLY: Final = frozenset(
     [*ABLATIONS, *(job for points in CURVES.values() for job in points.values())]
 ) | {"pooled:2", "pooled:6"}
-LONG_FIRST: Final = ("base", "expert", "unified", "rounds", "pooled", "diloco")
-"""Of the jobs that could start, those that others wait for, or that take long."""
+ORDER: Final = (
+    *("base", "expert", "unified", "rounds", "pooled", "sft", "sft_short", "uniform", "minced"),
+    *("gold", "infifusion", "minced_doc", "diloco", "pairwise", "local", "merge"),
+)
+"""Of the jobs that could start, first those that others wait for, that take long, or that count."""
 
 
 def jobs_of(seed: int, *, extras: bool, only: Sequence[str] = ()) -> set[str]:
@@ -103,7 +106,8 @@ def _rank(job: Job) -> tuple[bool, int, int]:
     """What every seed needs comes before what only the first is asked for."""
     kind = job.what.partition(":")[0]
     extra = job.what in FIRST_SEED_ONLY - set(METHODS.values()) or job.what.endswith(SIX[3:])
-    return (extra, LONG_FIRST.index(kind) if kind in LONG_FIRST else len(LONG_FIRST), job.seed)
+    place = ORDER.index(kind) if kind in ORDER else len(ORDER)
+    return (extra and kind != "rounds", place, job.seed)
 
 
 def shipped_bytes(folder: Path) -> dict[str, float]:

@@ -50,26 +50,32 @@ def choice_accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     questions: Sequence[ChoiceQuestion],
+    neutral: str = "",
 ) -> float:
     """Return the share of questions whose right option scores highest.
 
-    Score: log p(option | prompt) - log p(option | nothing), summed over the option's tokens
+    Score: log p(option | prompt) - log p(option | neutral), summed over the option's tokens
     (pointwise mutual information): a plain sum would prefer short and common options, a mean per
     token would depend on the tokenizer. The first of equal scores is the model's choice.
+
+    Args: neutral: what every option is likely after; "": the start of a document. Give a text
+        ("Answer:") where a model trained on few forms has no idea of an option at a start: that
+        noise, tens of nats, buries what it knows.
     """
     if not questions:
         raise ValueError("there are no questions: give at least one")
     eos = eos_id(tokenizer)
+    beginning = [eos, *(encode_text(tokenizer, neutral) if neutral else [])]
     streams: list[list[int]] = []
     for question in questions:
         prompt = encode_text(tokenizer, question.prompt)
         for option in question.options:
             ids = encode_text(tokenizer, " " + option, prefixed=False)
-            streams += [[eos, *prompt, *ids], [eos, *ids]]
+            streams += [[eos, *prompt, *ids], [*beginning, *ids]]
     sums = np.zeros(len(streams))
     for stream, _, logprobs, labels in score_streams(model, streams):
         sums[stream] += float(logprobs.gather(-1, labels[:, None]).double().sum())
-    # The prompt's own log-likelihood is in every option's sum alike, so it decides nothing.
+    # What stands before an option is in the sums of all options alike, so it decides nothing.
     gain, right, at = sums[0::2] - sums[1::2], 0, 0
     for question in questions:
         right += int(gain[at : at + len(question.options)].argmax() == question.answer)

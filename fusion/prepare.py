@@ -33,7 +33,7 @@ from fusion.routing import (
 )
 from fusion.settings import FusionSettings
 from fusion.target_store import TargetStore, has_targets, read_targets, write_targets
-from fusion.targets import Arrays, chunk_targets, span_targets
+from fusion.targets import Arrays, certain_mass, chunk_targets, span_targets
 from fusion.vocab_maps import first_pieces, map_ids
 
 SHARD_DOCUMENTS: Final = 256
@@ -179,7 +179,7 @@ def _origin(
 ) -> str:
     """A digest of everything the targets are made of, but the pivot's weights."""
     headers = {name: asdict(source.header) for name, source in contributions.items()}
-    chosen = {**asdict(settings), "train": None, "distill_weight": None}
+    chosen = {**asdict(settings), "train": None}
     told = (
         json.dumps([headers, chosen], sort_keys=True).encode() + ids.tobytes() + written_D.tobytes()
     )
@@ -265,5 +265,19 @@ def _span_shards(
         )
         if settings.alm_weight:
             targets |= chunk_targets(student, experts, weights_PS[:, 1:])
-        targets["ce_weight"] = (~shards.written(at, student)).astype(np.float32)
+        certain_P = certain_mass(student, experts, weights_PS[:, 1:])
+        written_P = shards.written(at, student)
+        targets["ce_weight"] = _ce_weight(certain_P, written_P, settings.distill_weight)
         yield targets
+
+
+def _ce_weight(
+    certain_P: NDArray[np.float32], written_P: NDArray[np.bool_], share: float
+) -> NDArray[np.float32]:
+    """Return [P] how much of its cross-entropy a row keeps: what certain experts do not say too.
+
+    share * certain is cross-entropy already, and (1 - share) is how much of it was asked for.
+    """
+    asked = max(1 - share, 1e-6)
+    left_P = np.clip(1 - share * certain_P / asked, 0, 1)
+    return np.where(written_P, 0, left_P).astype(np.float32)

@@ -22,7 +22,8 @@ Weights = NDArray[np.float32]
 CLAIMED: Final = frozenset({"posterior", "document"})
 """Routings that go by what the sources say of themselves."""
 EVEN_SHARES: Final = 1.5
-"""How many even shares of such a routing one source may have (docs/log.md)."""
+"""How many even shares of such a routing one source may have: a choice that leaves room for prompts
+of which half are about one source's subject. What it costs: benchmarks/fusion_hostile.py."""
 _SLACK: Final = 1e-3
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from fusion.align import Alignment, align, loglik
 from fusion.contribution import LogitContribution
 from fusion.routing import Weights
+
+CERTAIN_NATS: Final = float(np.log(0.9))
+"""A chunk of the text that an expert finds likelier than this holds no surprise for it."""
 
 Arrays = dict[str, NDArray[Any]]
 """Targets by name, each with one row per token of the pivot; see fusion.objective."""
@@ -157,3 +160,22 @@ def chunk_targets(
         )
         weight[last, index] = weights_PS[alignment.student_rows[long], index]
     return {"chunk_length": length, "chunk_logprob": logprob, "chunk_weight": weight}
+
+
+def certain_mass(
+    student: LogitContribution, experts: Sequence[LogitContribution], weights_PS: Weights
+) -> NDArray[np.float32]:
+    """Return [P] the weight of experts that are as good as certain of the text's own next token.
+
+    To learn from them is to learn the text: what they weigh is cross-entropy by another name. A
+    source that knows the prompt set by heart, or says so, would otherwise make the pivot do so too.
+    Args: weights_PS: of the experts alone, in their order.
+    """
+    mass_P = np.zeros(student.header.positions, np.float32)
+    for index, expert in enumerate(experts):
+        alignment = align(student, expert)
+        nats_M = loglik(expert, alignment.teacher_rows, alignment.teacher_ends)
+        sure_M = (nats_M > CERTAIN_NATS) & expert.shipped[alignment.teacher_rows]
+        rows = alignment.student_rows[sure_M]
+        mass_P[rows] += weights_PS[rows, index]
+    return mass_P

@@ -65,6 +65,29 @@ def test_the_option_that_the_prompt_makes_likelier_is_chosen() -> None:
     assert choice_accuracy(net, TOKENIZER, both) == 0.5
 
 
+@pytest.mark.parametrize("neutral", ["", "Answer:", "Code I63.9 is"])
+def test_an_option_gains_over_what_stands_before_it_when_nobody_asks(neutral: str) -> None:
+    net = model()
+    prompt = "Neoplasm of"
+
+    def nats_after(before: str, option: str) -> float:
+        head = [0, *(encode_text(TOKENIZER, before) if before else [])]
+        return nats(net, [*head, *encode_text(TOKENIZER, " " + option)], len(head))
+
+    options = ("stroke", "breast", "Code", "is a Neoplasm", "caf\u00e9", "I63")
+    gains = [nats_after(neutral, option) - nats_after(prompt, option) for option in options]
+    right = gains.index(max(gains))
+    for answer in range(len(options)):
+        question = ChoiceQuestion(prompt, options, answer)
+        assert choice_accuracy(net, TOKENIZER, [question], neutral) == float(answer == right)
+
+
+def test_a_prompt_that_is_the_neutral_text_tells_nothing() -> None:
+    questions = [ChoiceQuestion("Answer:", ("stroke", "is", "breast"), k) for k in range(3)]
+    # All options gain exactly 0, and the first of equal scores is chosen.
+    assert choice_accuracy(model(), TOKENIZER, questions, "Answer:") == 1 / 3
+
+
 def test_recovery_counts_from_base_to_pooled() -> None:
     assert recovery(3.0, 3.0, 2.0) == 0
     assert recovery(3.0, 2.0, 2.0) == 1

@@ -99,7 +99,7 @@ def test_the_poison_is_wrong_wherever_it_is_put() -> None:
     assert np.array_equal(found.topk_ids[others], honest.topk_ids[others])
 
 
-# ------------------------------------------------------------------------------------ what is refused
+# ----------------------------------------------------------------------------- what is refused
 def broken(field: str, value: float) -> LogitContribution:
     values = getattr(contribution("b"), field).copy()
     values[3] = value
@@ -153,7 +153,7 @@ def test_a_vocabulary_padded_with_ids_that_write_nothing_changes_no_target(tmp_p
         assert np.array_equal(np.load(file), np.load(tmp_path / "padded" / file.name)), file.name
 
 
-# --------------------------------------------------------------------------------------- what it costs
+# --------------------------------------------------------------------------------- what it costs
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_the_pivot_is_at_most_two_percent_worse_with_a_hostile_source(kind: str) -> None:

@@ -90,3 +90,18 @@ def test_the_base_itself_is_the_first_candidate(tmp_path: Path) -> None:
     top = np.take_along_axis(found["ids"], order, 1)[:, 0]
     sure = mine.topk_logprobs[:, 0] - mine.topk_logprobs[:, 1] > 0.1
     assert (top[sure] == mine.topk_ids[sure, 0]).mean() > 0.95
+
+
+def test_cross_entropy_is_not_asked_for_twice(tmp_path: Path) -> None:
+    liar = contribution("a")
+    liar = replace(liar, own_logprob=np.zeros_like(liar.own_logprob))
+    settings = replace(SETTINGS, routing="uniform")
+    prepare(pivot(), tokenizer(300), PROMPTS, {"liar": liar}, settings, tmp_path / "all")
+    found = arrays(tmp_path / "all")["ce_weight"]
+    # 0.7 of the loss is the liar's, which is the text: more than the 0.3 that was asked for.
+    common = arrays(tmp_path / "all")["weight"] > 0
+    assert not found[common].any()
+    assert (found[~common] == 1).all()
+    half = replace(settings, distill_weight=0.2)
+    prepare(pivot(), tokenizer(300), PROMPTS, {"liar": liar}, half, tmp_path / "half")
+    assert arrays(tmp_path / "half")["ce_weight"][common] == pytest.approx(1 - 0.2 / 0.8)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from fusion.byte_tables import byte_table
 from fusion.contribution import LogitContribution
 from fusion.models import train_tokenizer
-from fusion.targets import Arrays, chunk_targets, span_targets
+from fusion.targets import Arrays, certain_mass, chunk_targets, span_targets
 from fusion.vocab_maps import first_pieces, map_ids
 from tests.fusion.factories import build, vocabulary_of
 
@@ -125,3 +125,16 @@ def test_drawn_targets_keep_their_mass_at_one() -> None:
     )
     found = mixed([student, drawn], np.asarray([[0.0, 1.0]] * 3, np.float32), 8)
     assert found["probs"].sum(-1) == pytest.approx(np.ones(3))
+
+
+def test_who_is_certain_of_the_texts_own_token_teaches_the_text_and_nothing_else() -> None:
+    student, _ = build([[b"a", b"b", b"c"]], TABLE, top_k=3)
+    sure, _ = build([[b"a", b"bc"]], [b"", b"a", b"bc"], top_k=3)
+    sure.own_logprob[:] = np.log([0.95, 0.5, 0.99])
+    weights = np.asarray([[0.5]] * 4, np.float32)
+    # Row 1 starts a chunk it is not sure of, row 2 is no common place.
+    assert certain_mass(student, [sure], weights).tolist() == [0.5, 0.0, 0.0, 0.5]
+    sure.topk_ids[0] = -1  # what was not shipped teaches nothing
+    assert certain_mass(student, [sure, sure], np.hstack([weights, weights])).tolist() == [
+        0.0, 0.0, 0.0, 1.0,
+    ]  # fmt: skip
