@@ -33,6 +33,7 @@ from benchmarks.fusion_jobs import FULL, SIX, THREE, VARIANTS, Job, Sizes, needs
 from benchmarks.fusion_report import (
     ABLATIONS,
     CURVES,
+    FIRST_SEED,
     METHODS,
     Results,
     plot,
@@ -42,11 +43,16 @@ from benchmarks.fusion_report import (
 from protos.process import PARENT_VARIABLE, die_with_parent
 
 FIRST_SEED_ONLY: Final = frozenset(
-    [*ABLATIONS, *(job for points in CURVES.values() for job in points.values())]
+    [
+        *FIRST_SEED.values(),
+        *ABLATIONS,
+        *(job for points in CURVES.values() for job in points.values()),
+    ]
 ) | {"pooled:2", "pooled:6"}
 ORDER: Final = (
     *("base", "expert", "unified", "rounds", "pooled", "sft", "sft_short", "uniform", "minced"),
-    *("gold", "infifusion", "minced_doc", "diloco", "pairwise", "local", "merge"),
+    *("gold", "infifusion", "minced_doc", "local", "pairwise", "merge", "budget05", "budget20"),
+    *("k4", "sft_3x", "no_alm", "no_other", "samples", "pooled_public", "diloco", "k64", "k1"),
 )
 """Of the jobs that could start, first those that others wait for, that take long, or that count."""
 

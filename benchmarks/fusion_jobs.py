@@ -205,7 +205,7 @@ def needs(what: str) -> set[str]:
     kind, _, argument = what.partition(":")
     if kind in ("expert", "base"):
         return set()
-    if kind in ("local", "pooled", "diloco", "sft", "sft_short"):
+    if kind in ("local", "pooled", "pooled_public", "diloco", "sft", "sft_short", "sft_3x"):
         return {"base"}
     if kind == "merge":
         source, names = _MERGED[argument]
@@ -262,6 +262,7 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
     {
         "sft": Variant({"loss": "none"}),
         "sft_short": Variant({"loss": "none"}, steps=1 / 3),
+        "sft_3x": Variant({"loss": "none"}, steps=3.0),
         "infifusion": Variant({"loss": "infifusion"}),
         "infigfusion": Variant({"loss": "infigfusion"}),
         "uld": Variant({"loss": "uld"}),
@@ -440,6 +441,15 @@ def _pooled(job: Job) -> Made:
     return made
 
 
+def _pooled_public(job: Job) -> Made:
+    """What pooling gives if the public prompts are read too, for as many steps."""
+    made, texts = load_model(job.path("base")), texts_of(job.seed, job.sizes)
+    docs = [*(doc for d in texts.departments for doc in d.private), *texts.prompts]
+    steps = job.sizes.expert_steps * len(texts.departments)
+    _train(*made, _shuffled(docs, job.seed), job, steps, job.sizes.lr)
+    return made
+
+
 def _merge(job: Job) -> Made:
     """Merge the copies of a pairwise round, or the deltas of a weights round."""
     model, tokenizer = load_model(job.path("base"))
@@ -455,6 +465,7 @@ JOBS: Final[dict[str, Callable[[Job], Made]]] = {
     "base": _base,
     "local": _local,
     "pooled": _pooled,
+    "pooled_public": _pooled_public,
     "merge": _merge,
     "rounds": _rounds,
     "diloco": _diloco,

@@ -24,18 +24,27 @@ METHODS: Final[Mapping[str, str]] = {
     "uniform": "uniform",
     "posterior": "unified",
     "unified": "unified",
-    "pairwise": "merge:pairwise",
-    "weights": "merge:weights",
     "unified_3rounds": "rounds:3",
-    "diloco_8": "diloco",
     "pooled": "pooled",
 }
 """Names in the table and the jobs they are. posterior and unified are one: the routing names it."""
+FIRST_SEED: Final[Mapping[str, str]] = {
+    "sft_3x": "sft_3x",
+    "uld": "uld",
+    "pairwise": "merge:pairwise",
+    "pairwise_equal": "merge:pairwise_equal",
+    "weights": "merge:weights",
+    "diloco_8": "diloco",
+    "unified_2rounds": "rounds:2",
+    "pooled_public": "pooled_public",
+}
+"""Methods that cost much or settle little, on the first seed only. pairwise_equal: pairwise at
+unified's compute, a third of the steps a source. sft_3x: the control with three rounds' steps.
+pooled_public: pooled that reads the prompts too, for as many steps."""
 ABLATIONS: Final = (
-    *("unified", "no_alm", "no_other", "uniform", "minced_doc", "gated", "p_kl", "uld"),
-    *("infigfusion", "samples", "fp8", "merge:pairwise", "merge:pairwise_equal"),
+    *("unified", "no_alm", "no_other", "uniform", "minced_doc", "gated", "p_kl", "infigfusion"),
+    *("samples", "fp8"),
 )
-"""merge:pairwise_equal: pairwise at unified's compute, a third of the steps for each source."""
 CURVES: Final[Mapping[str, Mapping[str, str]]] = {
     "k": {"1": "k1", "4": "k4", "16": "unified", "64": "k64"},
     "budget": {"0.05": "budget05", "0.2": "budget20", "0.5": "budget50", "1": "unified"},
@@ -52,7 +61,8 @@ def summarise(results: Results, shipped: Mapping[str, float]) -> dict[str, Any]:
 
     Args: shipped: bytes per source of the jobs that vary them.
     """
-    methods = {name: job for name, job in METHODS.items() if _everywhere(results, job)}
+    offered = {**METHODS, **FIRST_SEED}
+    methods = {name: job for name, job in offered.items() if _having(results, job)}
     first = results[min(results)]
     return {
         "recovery": {m: _spread(results, job, _recovery) for m, job in methods.items()},
@@ -63,13 +73,14 @@ def summarise(results: Results, shipped: Mapping[str, float]) -> dict[str, Any]:
         },
         "general_pct": {
             m: statistics.fmean(
-                100 * (r[job][GENERAL] / r["base"][GENERAL] - 1) for r in results.values()
+                100 * (r[job][GENERAL] / r["base"][GENERAL] - 1) for r in _having(results, job)
             )
             for m, job in methods.items()
         },
         "bpb": {
             model: {
-                d: statistics.fmean(r[job][d] for r in results.values()) for d in (*THREE, GENERAL)
+                d: statistics.fmean(r[job][d] for r in _having(results, job))
+                for d in (*THREE, GENERAL)
             }
             for model, job in _models(methods).items()
         },
@@ -84,8 +95,9 @@ def _models(methods: Mapping[str, str]) -> dict[str, str]:
     return {name: name for name in named} | {m: j for m, j in methods.items() if m != "posterior"}
 
 
-def _everywhere(results: Results, job: str) -> bool:
-    return all(job in found for found in results.values())
+def _having(results: Results, job: str) -> list[dict[str, dict[str, float]]]:
+    """The seeds in which the job was done."""
+    return [found for found in results.values() if job in found]
 
 
 def _recovery(found: Mapping[str, Mapping[str, float]], job: str, domain: str) -> float:
@@ -104,13 +116,13 @@ def _mean(found: Mapping[str, Mapping[str, float]], job: str, measure: Any) -> f
 
 
 def _spread(results: Results, job: str, measure: Any) -> Spread:
-    by_seed = [_mean(found, job, measure) for found in results.values()]
+    having = _having(results, job)
+    by_seed = [_mean(found, job, measure) for found in having]
     return {
         "mean": statistics.fmean(by_seed),
+        "seeds": len(having),
         "sd": statistics.stdev(by_seed) if len(by_seed) > 1 else 0.0,
-        "domains": {
-            d: statistics.fmean(measure(found, job, d) for found in results.values()) for d in THREE
-        },
+        "domains": {d: statistics.fmean(measure(found, job, d) for found in having) for d in THREE},
     }
 
 
@@ -145,13 +157,14 @@ def _margins(results: Results, methods: Mapping[str, str]) -> dict[str, float]:
 
 def table(summary: Mapping[str, Any]) -> str:
     """Lay out the summary as Markdown."""
-    head = ["model", *THREE, "mean", "recovery", "sd", "transfer", "general text"]
+    head = ["model", *THREE, "mean", "recovery", "sd", "seeds", "transfer", "general text"]
     rows = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for model, by_domain in summary["bpb"].items():
         found = summary["recovery"].get(model)
         cells = [model, *(f"{by_domain[d]:.3f}" for d in THREE)]
         cells.append(f"{statistics.fmean(by_domain[d] for d in THREE):.3f}")
-        cells += [f"{found['mean']:.2f}", f"{found['sd']:.2f}"] if found else ["", ""]
+        told = [f"{found['mean']:.2f}", f"{found['sd']:.2f}", str(found["seeds"])] if found else []
+        cells += told or ["", "", ""]
         transfer = summary["transfer"].get(model)
         cells.append("" if transfer is None else f"{transfer:.2f}")
         general = summary["general_pct"].get(model)

@@ -200,7 +200,7 @@ def test_it_answers_under_its_keys_and_resumes(
     on_a_tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work, out = on_a_tiny_model / "work", on_a_tiny_model / "out"
-    arguments = ["--json", "--work", str(work), "--out", str(out), "--set"]
+    arguments = ["--json", "--seeds", "1", "--work", str(work), "--out", str(out), "--set"]
     arguments += [f"{name}={value}" for name, value in TINY.items()]
     assert fusion_real.main(arguments) == 0
     said = capsys.readouterr()
@@ -238,7 +238,7 @@ def test_the_control_differs_from_the_fusion_by_the_experts_alone(
         return fuse(model, tokenizer, prompts, sources, how, **rest)
 
     monkeypatch.setattr(fusion_real_jobs, "fuse", watched)
-    arguments = ["--only", "expert:pharmacy,expert:genetics,pivot,sft", "--set"]
+    arguments = ["--seeds", "1", "--only", "expert:pharmacy,expert:genetics,pivot,sft", "--set"]
     assert fusion_real.main([*arguments, *(f"{n}={v}" for n, v in TINY.items())]) == 0
     control_call, call = sorted(calls, key=lambda call: len(call[2]))
     begun, prompts, sources, how = call
@@ -249,6 +249,18 @@ def test_the_control_differs_from_the_fusion_by_the_experts_alone(
     assert control == replace(how, loss="none")
     assert begun.keys() == control_begun.keys()
     assert all(torch.equal(begun[name], control_begun[name]) for name in begun)
+
+
+def test_what_was_found_at_other_sizes_is_not_believed(on_a_tiny_model: Path) -> None:
+    sizes = fusion_real_jobs.Sizes(facts=4)
+    job = fusion_real_jobs.Job("base", 1, on_a_tiny_model / "base", on_a_tiny_model, sizes)
+    job.folder.mkdir()
+    _, found = fusion_real_jobs.run(job)
+    note = job.path(".json")
+    note.write_text(note.read_text().replace(str(found["accuracy"]["pharmacy"]), "7.0"))
+    assert fusion_real_jobs.run(job)[1]["accuracy"]["pharmacy"] == 7
+    wider = replace(job, sizes=replace(sizes, top_k=17))
+    assert fusion_real_jobs.run(wider)[1]["accuracy"] == found["accuracy"]
 
 
 def test_a_model_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
