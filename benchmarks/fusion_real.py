@@ -7,7 +7,7 @@ their genes), each told in three wordings. The public prompts are question stems
 wordings with every one of the four options in turn, unanswered, and some Wikipedia paragraphs.
 Targets: a fresh SmolLM2, and SmolLM2's body with GPT-2's tokenizer. `sft` is the control: the same
 prompts, steps, learning rate and batches without the experts. Accuracy is asked in a wording that
-nobody has seen. The sizes were chosen on seed 0, which is not among the default seeds. Progress
+nobody has seen. The sizes were fixed before any seed but 0 was run, and 0 is no default. Progress
 goes to stderr; the table and, last, one line of JSON go to stdout.
 """
 

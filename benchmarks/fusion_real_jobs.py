@@ -61,7 +61,10 @@ EXPERTS: Final[Mapping[str, ExpertSettings]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Everything that has a size, chosen on seed 0. A job done at other sizes is done again."""
+    """Everything that has a size, fixed before any seed but 0 was run.
+
+    A job done at other sizes is done again.
+    """
 
     facts: int = 25
     """Per kind, and as many questions."""
