@@ -147,6 +147,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for results-table.md, .json and .png")
     parser.add_argument("--work", type=Path, help="folder to keep models in, and to go on from")
     parser.add_argument(
+        "--done", action="store_true", help="only tell what the --work folder of a broken run has"
+    )
+    parser.add_argument(
         "--json", action="store_true", help="the table to stderr, only the JSON to stdout"
     )
     options = parser.parse_args(None if arguments is None else list(arguments))
@@ -165,6 +168,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
             extras = seed == seeds[0] and not options.no_extras
             wanted = sorted(jobs_of(seed, extras=extras, only=only))
             jobs += [Job(what, seed, work / str(seed), sizes) for what in wanted]
+        if options.done:
+            jobs = [job for job in jobs if job.path(f"{job.what}.json").exists()]
         results = measure(jobs, options.workers)
         shipped = shipped_bytes(work / str(seeds[0]))
     summary = summarise(results, shipped) | {

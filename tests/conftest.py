@@ -1,6 +1,9 @@
 import os
 from pathlib import Path
 
+# Two workers on two cores: a second thread each would only wait for the other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Before anything imports Triton (transformers does): without a GPU its interpreter runs our
 # kernels, with one the same tests run the kernels themselves.
 if not any(Path("/dev").glob("nvidia[0-9]*")):
