@@ -51,8 +51,8 @@ FIRST_SEED_ONLY: Final = frozenset(
 ) | {"pooled:2", "pooled:6"}
 ORDER: Final = (
     *("base", "expert", "unified", "rounds", "pooled", "sft", "sft_short", "uniform", "minced"),
-    *("gold", "infifusion", "minced_doc", "local", "pairwise", "merge", "budget05", "budget20"),
-    *("k4", "sft_3x", "no_alm", "no_other", "samples", "pooled_public", "diloco", "k64", "k1"),
+    *("gold", "infifusion", "minced_doc", "budget05", "k4", "budget20", "sft_3x", "no_alm"),
+    *("no_other", "pairwise", "local", "merge", "samples", "pooled_public", "diloco", "k64"),
 )
 """Of the jobs that could start, first those that others wait for, that take long, or that count."""
 
@@ -112,6 +112,7 @@ def _rank(job: Job) -> tuple[bool, int, int]:
     """What every seed needs comes before what only the first is asked for."""
     kind = job.what.partition(":")[0]
     extra = job.what in FIRST_SEED_ONLY - set(METHODS.values()) or job.what.endswith(SIX[3:])
+    extra = extra or kind in ("local", "pairwise", "pairwise_equal")
     place = ORDER.index(kind) if kind in ORDER else len(ORDER)
     return (extra and kind != "rounds", place, job.seed)
 

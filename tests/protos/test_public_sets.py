@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.public_sets import PublicSetError, read_evals, read_prompts, write_prompts
+from protos.public_sets import (
+    Prompt,
+    PublicSetError,
+    read_evals,
+    read_prompt_set,
+    read_prompts,
+    write_prompts,
+)
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=8))
@@ -16,6 +23,13 @@ def test_prompts_read_back_as_they_were_written(
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     write_prompts(path, texts)
     assert read_prompts(path) == texts
+
+
+def test_what_is_said_of_a_prompt_reads_back(tmp_path: Path) -> None:
+    said = [Prompt(text="a"), Prompt(text="b", domain="heart"), Prompt(text="c", written=True)]
+    write_prompts(tmp_path / "p.jsonl", said)
+    assert read_prompt_set(tmp_path / "p.jsonl") == said
+    assert (tmp_path / "p.jsonl").read_text().splitlines()[0] == '{"text": "a"}'
 
 
 @pytest.mark.parametrize("line", ["{}", "plain", '{"text": 3}', '{"text": ""}', "[1]"])

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from cofuse.cli import app
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
-from protos.public_sets import read_prompts, write_prompts
+from protos.public_sets import read_prompt_set, read_prompts, write_prompts
 
 DOCUMENTS = [f"Code {n} is a caf\u00e9 of the heart." for n in range(12)]
 
@@ -53,6 +53,14 @@ def test_a_pivots_completions_are_a_prompt_set_that_the_seed_names(folder: Path)
     assert two.read_bytes() == one.read_bytes()
     run(folder, "--out", str(other), "--count", "15", "--seed", "5")
     assert other.read_bytes() != one.read_bytes()
+
+
+def test_what_the_pivot_wrote_is_marked_and_the_public_text_is_not(folder: Path) -> None:
+    out = folder / "both.jsonl"
+    run(folder, "--out", str(out), "--count", "5", "--with-public")
+    found = read_prompt_set(out)
+    assert [prompt.text for prompt in found if not prompt.written] == DOCUMENTS
+    assert [prompt.written for prompt in found] == [False] * len(DOCUMENTS) + [True] * 5
 
 
 @pytest.mark.parametrize(
