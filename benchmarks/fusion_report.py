@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -190,36 +189,34 @@ def plot(summary: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplot_mosaic(
-        [["methods"] * 3, ["bytes", "experts", "ablations"]], figsize=(10, 7), layout="constrained"
+        [["methods"] * 3, ["bytes", "rounds", "ablations"]], figsize=(10, 7), layout="constrained"
     )
     methods = [m for m in summary["recovery"] if m not in ("pooled", "posterior")]
     found = [summary["recovery"][m] for m in methods]
-    ours = ("unified", "unified_3rounds", "diloco_8")
+    ours = ("unified", "unified_2rounds", "unified_3rounds", "diloco_8")
     colours = ["#2a6f97" if m in ours else "#a9b4c2" for m in methods]
     top = axes["methods"]
     top.bar(methods, [f["mean"] for f in found], yerr=[f["sd"] for f in found], color=colours)
     top.tick_params("x", rotation=35)
     top.set_ylabel("recovery (1 = pooled text)")
-    _curve(axes["bytes"], summary["curves"]["bytes"], "bytes shipped by a source", logarithmic=True)
-    _curve(axes["experts"], summary["curves"]["experts"], "hospitals")
+    by_mb = {float(x) / 1e6: y for x, y in summary["curves"]["bytes"].items()}
+    _curve(axes["bytes"], by_mb, "MB shipped by a source")
+    by_round = {float(x): y for x, y in summary["curves"]["rounds"].items()}
+    _curve(axes["rounds"], by_round, "rounds")
+    axes["rounds"].set_xticks(list(by_round))
     side = axes["ablations"]
     side.barh(list(summary["ablations"]), list(summary["ablations"].values()), color="#a9b4c2")
     side.set_xlabel("recovery")
     for axis in axes.values():
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in (top, axes["bytes"], axes["experts"]):
+    for axis in (top, axes["bytes"], axes["rounds"]):
         axis.axhline(0, color="black", linewidth=0.8)
         axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
-def _curve(
-    axis: Any, points: Mapping[str, float], label: str, *, logarithmic: bool = False
-) -> None:
-    xs: Sequence[float] = [float(x) for x in points]
-    axis.plot(xs, list(points.values()), marker="o", color="#2a6f97")
+def _curve(axis: Any, points: Mapping[float, float], label: str) -> None:
+    axis.plot(list(points), list(points.values()), marker="o", color="#2a6f97")
     axis.set_xlabel(label)
     axis.set_ylabel("recovery")
-    if logarithmic and xs and min(xs) > 0 and math.isfinite(max(xs)):
-        axis.set_xscale("log")
