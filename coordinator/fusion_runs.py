@@ -52,7 +52,6 @@ def settings_of(
 ) -> FusionSettings:
     """The spec's numbers as fusion wants them."""
     training = spec.training
-    given: dict[str, Any] = {} if spec.max_share is None else {"max_share": spec.max_share}
     settings = FusionSettings(
         train=TrainConfig(
             steps=training.steps,
@@ -68,7 +67,7 @@ def settings_of(
         gate_nats=spec.gate_nats,
         distill_weight=spec.distill_weight,
         fp8=spec.precision == "fp8",
-        **given,
+        max_share=spec.max_share,
     )
     settings = replace(settings, **changes)
     # A published method keeps the share it was published with; see docs/papers.md.
