@@ -24,6 +24,8 @@ class CoordinatorConfig(StrictConfig):
     max_upload_bytes: int = Field(default=64 * 2**30, ge=1)
     fuse_workers: int = Field(default=0, ge=0)
     """Training runs side by side in a fusion job; 0: one more than CPU cores."""
+    wave: int = Field(default=64, ge=1)
+    """Participants on their way to the engine at once; a larger round comes in waves."""
     tls: TlsConfig
 
 

@@ -6,29 +6,23 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
 
-import grpc
-
-from coordinator.access import RoleInterceptor
 from coordinator.artifacts import Artifacts
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.engine import Engine, EngineConfig
-from coordinator.fleet_service import FleetService
+from coordinator.fleet_service import FleetService, waited_for
+from coordinator.presence import Presence
 from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
+from coordinator.serving import GrpcServer
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
-from protos.tls import SERVER_OPTIONS, server_credentials
 from protos.v1 import fleet_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
-
-_RPC_THREADS: Final = 64
-"""A watcher holds one while it watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,32 +52,47 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         )
     )
     engine.start()
+    presence = Presence(lambda round_id: waited_for(store, round_id), wave=config.wave)
     scheduler = Scheduler(
-        config.data_dir, store, artifacts, engine, fuse_workers=config.fuse_workers
+        config.data_dir, store, artifacts, engine, presence, fuse_workers=config.fuse_workers
     )
-    server = grpc.server(
-        ThreadPoolExecutor(_RPC_THREADS, thread_name_prefix="rpc"),
-        interceptors=[RoleInterceptor()],
-        options=SERVER_OPTIONS,
+    fleet = FleetService(
+        store, artifacts, engine, presence, engine_advertise=config.engine_advertise
     )
-    fleet = FleetService(store, artifacts, engine, engine_advertise=config.engine_advertise)
-    fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
-    transfer_pb2_grpc.add_TransferServicer_to_server(
-        TransferService(artifacts, store, config.max_upload_bytes), server
-    )
+    transfer = TransferService(artifacts, store, config.max_upload_bytes)
     research = ResearchService(
-        store, artifacts, auto_approve=config.approval == "auto", online=engine.online
+        store,
+        artifacts,
+        auto_approve=config.approval == "auto",
+        online=lambda: _online(store, presence),
     )
-    research_pb2_grpc.add_ResearchServicer_to_server(research, server)
-    bound = server.add_secure_port(config.listen, server_credentials(config.tls.files()))
-    server.start()
+    server = GrpcServer(
+        config.listen,
+        config.tls.files(),
+        [
+            partial(fleet_pb2_grpc.add_FleetServicer_to_server, fleet),
+            partial(transfer_pb2_grpc.add_TransferServicer_to_server, transfer),
+            partial(research_pb2_grpc.add_ResearchServicer_to_server, research),
+        ],
+    )
+    roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
+    roll.start()
+    bound = server.start()
     try:
         address = f"{config.listen.rpartition(':')[0]}:{bound}"
         yield Running(address, engine.public_address, scheduler)
     finally:
         scheduler.stop()
-        server.stop(grace=1).wait()
+        server.stop()
+        presence.stop()
+        roll.join()
         engine.stop()
+
+
+def _online(store: Store, presence: Presence) -> set[int]:
+    """Node ids of the participants that attend."""
+    here = presence.attending()
+    return {row.node_id for name, row in store.participants().items() if name in here}
 
 
 def main(argv: list[str]) -> int:

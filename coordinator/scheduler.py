@@ -14,6 +14,7 @@ from typing import Any, Final
 from coordinator.artifacts import Artifacts
 from coordinator.engine import Engine, EngineError, Reply
 from coordinator.fuse_job import FuseJob, JobFailedError, run_job
+from coordinator.presence import Presence
 from coordinator.rounds import FINAL, Event, IllegalTransitionError, State, outcome
 from coordinator.store import ContributionRow, RoundRow, Store, now_unix_ms
 from protos.chunks import sha256_of
@@ -41,6 +42,7 @@ class Scheduler:
         store: Store,
         artifacts: Artifacts,
         engine: Engine,
+        presence: Presence,
         *,
         fuse_workers: int = 0,
     ) -> None:
@@ -50,6 +52,7 @@ class Scheduler:
         self._store = store
         self._artifacts = artifacts
         self._engine = engine
+        self._presence = presence
         self._stop = threading.Event()
         self._drivers: dict[str, threading.Thread] = {}
 
@@ -141,6 +144,7 @@ class Scheduler:
 
         def on_reply(node_id: int, reply: Reply) -> None:
             self._take_report(row.round_id, names[node_id], reply)
+            self._presence.answered(row.round_id, names[node_id])
 
         def watch() -> None:
             """End the delivery on cancel, on shutdown, or when only reports are missing."""
@@ -157,11 +161,13 @@ class Scheduler:
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
+        self._presence.ask(row.round_id, list(names.values()))
         left_s = (row.deadline_unix_ms - now_unix_ms()) / 1000
         try:
             self._engine.deliver(
                 messages,
                 on_reply=on_reply,
+                idle_s=lambda node_id: self._presence.idle_s(names[node_id]),
                 stop=settled,
                 deadline_s=max(0.0, min(left_s, REISSUE_S)),
             )
@@ -169,6 +175,7 @@ class Scheduler:
             self._store.note(row.round_id, "note", {"detail": f"{error}; a new attempt follows"})
         finally:
             settled.set()
+            self._presence.dismiss(row.round_id)
             watcher.join()
         self._stop.wait(_PAUSE_S)
 

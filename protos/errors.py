@@ -48,6 +48,13 @@ CATALOGUE: Final[dict[str, Entry]] = {
         _S.UNAVAILABLE,
         "check address and network, and that certificate.pem was issued by its authority",
     ),
+    "not_joined": Entry(_S.FAILED_PRECONDITION, "call Join first, and attend then"),
+    "too_many_streams": Entry(
+        _S.RESOURCE_EXHAUSTED, "let one daemon run under one certificate, and try again later"
+    ),
+    "internal": Entry(
+        _S.INTERNAL, "try again; if it stays so, tell the operator, whose log has the reason"
+    ),
     "bad_contribution": Entry(
         _S.INVALID_ARGUMENT,
         "make the contribution again from the assignment; the round still waits for it",

@@ -33,13 +33,12 @@ from hypothesis import strategies as st
 
 from coordinator.engine import (
     FLEET_ROUTES,
-    MAX_BODY_BYTES,
     Engine,
     EngineConfig,
     Reply,
-    _reply_of,
-    _Run,
 )
+from coordinator.flower_run import Run, reply_of
+from coordinator.gate import MAX_BODY_BYTES
 from participant.engine import Engine as ParticipantEngine
 from participant.engine import Task, TaskLostError
 from trust import ca
@@ -270,7 +269,7 @@ def test_messages_leave_nothing_behind(
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_reply_are_an_error_of_the_participant(content: bytes) -> None:
     object_id = hashlib.sha256(content).hexdigest()
-    assert _reply_of(object_id, {object_id: content}).error is not None
+    assert reply_of(object_id, {object_id: content}).error is not None
 
 
 # --- what nobody can do ---------------------------------------------------------------------
@@ -369,8 +368,8 @@ def test_without_a_certificate_of_the_authority_there_is_no_connection(
             suppress(ssl.SSLError, ConnectionError),
         ):
             assert secured.recv(1) == b""
-    server = consortium.engine._server
-    assert server is not None
+    assert consortium.engine._port is not None
+    server = consortium.engine._port._server
     assert server.config.ssl is not None
     assert server.config.ssl.verify_mode == ssl.CERT_REQUIRED
     assert server.config.ssl.minimum_version == ssl.TLSVersion.TLSv1_3
@@ -548,7 +547,7 @@ def test_a_coordinator_restarts_on_its_state_and_participants_come_back(
 def test_runs_that_a_dead_coordinator_left_are_ended_at_the_next_start(
     consortium: Consortium, answering: dict[int, Worker]
 ) -> None:
-    orphan = _Run(consortium.engine._state)
+    orphan = Run(consortium.engine._state)
     port = int(consortium.engine.public_address.split(":")[1])
     consortium.engine.stop()
     consortium.engine = Engine(consortium.config(port))
