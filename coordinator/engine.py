@@ -13,7 +13,6 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -46,7 +45,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
 
-from coordinator.flower_run import MAX_PAYLOAD_BYTES, EngineError, Reply, Run
+from coordinator.flower_run import MAX_PAYLOAD_BYTES, EngineError, Post, Reply, Run
 from coordinator.gate import Gate, PortTls, PublicPort
 
 logger = logging.getLogger(__name__)
@@ -54,10 +53,6 @@ logger = logging.getLogger(__name__)
 __all__ = ["Engine", "EngineConfig", "EngineError", "Reply"]
 
 POLL_S: Final = 0.25
-LOST_S: Final = 20.0
-"""A participant that has been idle for so long since its message left did not get it."""
-AGAIN_S: Final = 2.0
-"""Before a message that was lost goes out again."""
 
 # Registration is the operator's, and bundles are never fetched: neither route is here.
 FLEET_ROUTES: Final = frozenset(
@@ -186,7 +181,7 @@ class Engine:
         self._check_registered(waiting)
         ends = time.monotonic() + deadline_s
         run = _start_run(self._state)
-        post = _Post(run, waiting, idle_s, ends)
+        post = Post(run, waiting, idle_s, ends)
         try:
             while waiting and not stop.is_set() and time.monotonic() < ends:
                 arrived: list[tuple[int, Reply]] = []
@@ -206,45 +201,6 @@ class Engine:
         known = {node.node_id for node in self._state.get_node_info(node_ids=list(nodes))}
         if unknown := set(nodes) - known:
             raise ValueError(f"found the node ids {sorted(unknown)}, wanted registered ones")
-
-
-class _Post:
-    """What one delivery has sent to whom, and what it must send again."""
-
-    def __init__(
-        self, run: Run, waiting: dict[int, str], idle_s: Callable[[int], float], ends: float
-    ) -> None:
-        """Args: waiting: node -> message; those that have replied are taken out."""
-        self._run = run
-        self._waiting = waiting
-        self._idle_s = idle_s
-        self._ends = ends
-        self._due = dict.fromkeys(waiting, 0.0)  # node -> when it may be sent; inf: it is out
-        self._sent: dict[int, float] = {}
-
-    def send(self, online: Collection[int]) -> None:
-        """Send what is due to whoever is there."""
-        now = time.monotonic()
-        for node in self._waiting.keys() & online:
-            if self._due[node] <= now or self._silently_lost(node, now):
-                self._run.send(node, self._waiting[node], ttl_s=self._ends - now)
-                self._sent[node], self._due[node] = now, math.inf
-
-    def take(self) -> Iterator[tuple[int, Reply]]:
-        """The first answer of each node; a message that Flower lost becomes due again."""
-        for node, reply in self._run.replies():
-            if reply.lost:
-                logger.warning("node %s: %s; sending again", node, reply.error)
-                self._due[node] = time.monotonic() + AGAIN_S
-            elif self._waiting.pop(node, None) is not None:
-                self._run.forget(node)
-                yield node, reply
-
-    def _silently_lost(self, node: int, now: float) -> bool:
-        lost = min(self._idle_s(node), now - self._sent[node]) > LOST_S
-        if lost:
-            logger.warning("node %s has nothing in hand: its message was lost", node)
-        return lost
 
 
 def _start_run(state: Any) -> Run:

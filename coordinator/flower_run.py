@@ -6,8 +6,10 @@ import os
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
+import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +26,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError
 
+logger = logging.getLogger(__name__)
+
 # A record of this name, with one text under this key, is the whole content of every message.
 RECORD: Final = "cofuse"
 KEY: Final = "json"
@@ -32,6 +36,10 @@ MAX_PAYLOAD_BYTES: Final = 65_536
 # A message is three objects: itself, its records, the one record.
 MAX_OBJECTS: Final = 4
 HEARTBEAT_S: Final = 10.0
+LOST_S: Final = 20.0
+"""A participant that has been idle for so long since its message left did not get it."""
+AGAIN_S: Final = 2.0
+"""Before a message that was lost goes out again."""
 # What a participant says itself; every other error is Flower telling that a message was lost.
 _OWN_ERRORS: Final = frozenset({ErrorCode.CLIENT_APP_RAISED_EXCEPTION})
 
@@ -158,6 +166,45 @@ class Run:
         if b"" in contents.values():
             return None
         return reply_of(reply_id, contents)
+
+
+class Post:
+    """What one delivery has sent to whom, and what it must send again."""
+
+    def __init__(
+        self, run: Run, waiting: dict[int, str], idle_s: Callable[[int], float], ends: float
+    ) -> None:
+        """Args: waiting: node -> message; those that have replied are taken out."""
+        self._run = run
+        self._waiting = waiting
+        self._idle_s = idle_s
+        self._ends = ends
+        self._due = dict.fromkeys(waiting, 0.0)  # node -> when it may be sent; inf: it is out
+        self._sent: dict[int, float] = {}
+
+    def send(self, online: Collection[int]) -> None:
+        """Send what is due to whoever is there."""
+        now = time.monotonic()
+        for node in self._waiting.keys() & online:
+            if self._due[node] <= now or self._silently_lost(node, now):
+                self._run.send(node, self._waiting[node], ttl_s=self._ends - now)
+                self._sent[node], self._due[node] = now, math.inf
+
+    def take(self) -> Iterator[tuple[int, Reply]]:
+        """The first answer of each node; a message that Flower lost becomes due again."""
+        for node, reply in self._run.replies():
+            if reply.lost:
+                logger.warning("node %s: %s; sending again", node, reply.error)
+                self._due[node] = time.monotonic() + AGAIN_S
+            elif self._waiting.pop(node, None) is not None:
+                self._run.forget(node)
+                yield node, reply
+
+    def _silently_lost(self, node: int, now: float) -> bool:
+        lost = min(self._idle_s(node), now - self._sent[node]) > LOST_S
+        if lost:
+            logger.warning("node %s has nothing in hand: its message was lost", node)
+        return lost
 
 
 def reply_of(reply_id: str, contents: dict[str, bytes]) -> Reply:
