@@ -87,7 +87,7 @@ def measure(participants: int, *, window_s: float = 60.0) -> dict[str, Any]:
             federation.init()
             people = [_enrolled(federation, work, f"site-{n:04d}") for n in range(participants)]
             federation.start_coordinator()
-            _import_pivot(federation, work)
+            import_pivot(federation, work)
             server = psutil.Process(federation.pid("coordinator"))
             with fleets(
                 people,
@@ -108,7 +108,7 @@ def _enrolled(federation: Federation, work: Path, name: str) -> Identity:
     return Identity(name=name, home=work / name)
 
 
-def _import_pivot(federation: Federation, work: Path) -> None:
+def import_pivot(federation: Federation, work: Path) -> None:
     """The smallest model that a round can start from."""
     # The fleets' processes import this file too, and have no use for torch.
     from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
