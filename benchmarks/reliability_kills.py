@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.reliability_many import PROMPTS, import_pivot
 from benchmarks.reliability_witness import Witness, double_fused, lost, promises
 from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
-from cofuse.sdk import Coordinator
+from cofuse.sdk import FINAL, Coordinator
 from protos.errors import RemoteError
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec, TrainingSpec
@@ -43,6 +43,7 @@ GAP_S: Final = 2.0
 """Between two kills, on the mean."""
 AGAIN_SHARE: Final = 0.25
 """Of the coordinator's restarts, those that are killed before they are done."""
+MINUTES: Final = 60.0
 START_S: Final = 120.0
 DEADLINE_MINUTES: Final = 4.0
 LATE_S: Final = 30.0
@@ -64,8 +65,12 @@ class _Found:
     """(round, participant, sha256) of every receipt."""
 
 
-def measure(kills: int, *, seed: int = 0, gap_s: float = GAP_S) -> dict[str, Any]:
+def measure(
+    kills: int, *, seed: int = 0, gap_s: float = GAP_S, minutes: float = MINUTES
+) -> dict[str, Any]:
     """Kill so many processes while rounds run; return what was lost, doubled or half.
+
+    Args: minutes: no further kills after so long.
 
     Raises: KillsError, FederationError when a process ends by itself.
     """
@@ -76,7 +81,8 @@ def measure(kills: int, *, seed: int = 0, gap_s: float = GAP_S) -> dict[str, Any
             dice = random.Random(seed)
             found = _Found()
             with _witness(federation, work) as witness, federation.connect("researcher") as sdk:
-                while found.kills.total() < kills:
+                ends = time.monotonic() + minutes * 60
+                while found.kills.total() < kills and time.monotonic() < ends:
                     _patiently(lambda: _keep_busy(sdk, work, dice))
                     Event().wait(dice.expovariate(1 / gap_s))
                     found.promised |= promises(work, HOSPITALS)
@@ -235,9 +241,7 @@ def _patiently(call: Callable[[], _T]) -> _T:
         Event().wait(0.2)
 
 
-def _figures(
-    found: _Found, witness: Witness, rounds: Counter[str], work: Path
-) -> dict[str, Any]:
+def _figures(found: _Found, witness: Witness, rounds: Counter[str], work: Path) -> dict[str, Any]:
     data = work / "coordinator" / "data"
     with sqlite3.connect(data / "coordinator.sqlite") as database:
         lost_receipts = lost(database, found.promised)
@@ -253,12 +257,9 @@ def _figures(
         "pivots": len(witness.lineages),
         "killed": dict(found.kills),
         "rounds": dict(rounds),
-        "unended": sum(n for state, n in rounds.items() if state not in _FINAL),
+        "unended": sum(n for state, n in rounds.items() if state not in FINAL),
         "words": [*lost_receipts, *doubled, *witness.halves][:10],
     }
-
-
-_FINAL: Final = frozenset({"PUBLISHED", "REJECTED", "FAILED", "CANCELLED", "EXPIRED"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -266,11 +267,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Kill -9 at random while rounds run.")
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--gap", type=float, default=GAP_S, help="mean seconds between kills")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="kill for so long at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, last")
     arguments = parser.parse_args(argv)
     try:
-        found = measure(arguments.kills, seed=arguments.seed, gap_s=arguments.gap)
+        found = measure(
+            arguments.kills,
+            seed=arguments.seed,
+            gap_s=arguments.gap,
+            minutes=arguments.minutes,
+        )
     except (KillsError, FederationError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

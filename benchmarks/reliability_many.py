@@ -24,8 +24,9 @@ import psutil
 # Run as a script, this file's own folder comes first and its files pass for packages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.reliability_fleet import Fleet, Tally, fleets
+from benchmarks.reliability_fleet import Fleet, fleets
 from benchmarks.reliability_light import Identity
+from benchmarks.reliability_member import Tally
 from cofuse.demo.federation import Federation
 from cofuse.sdk import Coordinator
 from protos.public_sets import write_prompts

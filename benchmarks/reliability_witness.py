@@ -125,5 +125,7 @@ def _unlike_its_sums(folder: Path) -> list[str]:
     lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     told = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     here = {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
-    wrong = [name for name in sorted(told) if name in here and sha256_of(folder / name) != told[name]]
+    wrong = [
+        name for name in sorted(told) if name in here and sha256_of(folder / name) != told[name]
+    ]
     return [*(f"{name} is not its sum" for name in wrong), *sorted(here ^ set(told))]
