@@ -122,13 +122,7 @@ def export_delta(
     model, result = adapt_pivot(
         pivot,
         corpus,
-        TrainConfig(
-            steps=training.steps,
-            lr=training.lr,
-            warmup_steps=training.warmup_steps,
-            decay_steps=int(training.steps * training.decay_share),
-            seed=assignment.spec.seed,
-        ),
+        TrainConfig(**training.schedule(assignment.spec.seed)),
         batch_size=training.batch_size,
         seq_len=training.seq_len,
         checkpoint_dir=outbox / f"checkpoint-{assignment.round_id}",

@@ -3,7 +3,7 @@
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import (
@@ -35,10 +35,15 @@ MergeName = Literal[
 ]
 """fusion.merge.MERGES but fisher, which needs more than a delta."""
 OuterName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "diloco"]
+OWN_LOSSES: Final = ("span_kl", "p_kl")
+"""They take the spec's distill_weight; a published method keeps the one it was published with."""
 ControlName = Literal["sft", "infifusion", "uld", "minced", "gold", "uniform", "leave_one_out"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 PivotName = Annotated[str, StringConstraints(pattern=r"^pivot-[0-9]{1,9}$")]
+
+
+_DISTILL_WEIGHT: Final = 0.7
 
 
 class SpecError(ValueError):
@@ -66,6 +71,16 @@ class TrainingSpec(Strict):
     """Last part of the steps, in which the rate decays (WSD schedule)."""
     proximal_mu: float = Field(default=0.0, ge=0)
     """FedProx: how hard a participant's copy is held to the pivot (merge rounds)."""
+
+    def schedule(self, seed: int) -> dict[str, Any]:
+        """Return the fields of fp8.train.TrainConfig that it asks for."""
+        return {
+            "steps": self.steps,
+            "lr": self.lr,
+            "warmup_steps": self.warmup_steps,
+            "decay_steps": int(self.steps * self.decay_share),
+            "seed": seed,
+        }
 
 
 class RoundSpec(Strict):
@@ -107,8 +122,9 @@ class RoundSpec(Strict):
     """Silence a source that has read a text this much worse than the pivot; None: never."""
     precision: Literal["fp32", "fp8"] = "fp32"
     """Of the linear layers of the pivot while it is fused."""
-    distill_weight: float = Field(default=0.7, ge=0, le=1)
-    """lambda: share of the distillation loss; the rest is cross-entropy on the public text."""
+    distill_weight: float = Field(default=_DISTILL_WEIGHT, ge=0, le=1)
+    """lambda: share of the distillation loss; the rest is cross-entropy on the public text. Of
+    OWN_LOSSES only."""
     merge_weight: float | None = Field(default=None, gt=0, le=10)
     """Factor on the merged delta; None: the method's own (fusion/merge.py)."""
     merge_density: float | None = Field(default=None, gt=0, le=1)
@@ -138,6 +154,11 @@ class RoundSpec(Strict):
             raise ValueError(
                 f"outer: {self.outer!r} steps on the mean of deltas, and method {self.method!r} "
                 "has none; leave it out, or take kind weights and method merge"
+            )
+        if self.loss not in OWN_LOSSES and self.distill_weight != _DISTILL_WEIGHT:
+            raise ValueError(
+                f"distill_weight: loss {self.loss!r} keeps the share that it was published with; "
+                f"leave it out, or take loss {' or '.join(OWN_LOSSES)}"
             )
         if "leave_one_out" in self.controls and self.method != "unified":
             raise ValueError("controls: leave_one_out goes with method unified only")

@@ -68,6 +68,7 @@ def test_an_unknown_key_below_training_is_named_too(tmp_path: Path) -> None:
         {"name": "../etc"},
         {"pivot": "latest"},
         {"participants": ("A b",)},
+        {"loss": "minced", "distill_weight": 0.5},
     ],
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any]) -> None:
