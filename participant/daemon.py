@@ -20,7 +20,7 @@ from participant.config import ParticipantConfig, load_config
 from participant.corpus import CorpusError
 from participant.egress import EgressLog
 from participant.engine import Engine, Task
-from participant.export import export_delta, export_logits, score
+from participant.export import LocalTraining, export_delta, export_logits, grow_expert, score
 from participant.policy import (
     Policy,
     PolicyRefusalError,
@@ -28,7 +28,7 @@ from participant.policy import (
     check_positions,
     load_policy,
 )
-from participant.stages.cpt import Expert
+from participant.stages.cpt import Expert, describe
 from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.errors import RemoteError
@@ -132,39 +132,49 @@ class Participant:
     def _work(self, assignment: Assignment) -> Report:
         check(self._policy, assignment)
         self._tell("round", {"round": assignment.round_id, "status": "working"})
-        path = self._make(assignment)
+        path, expert = self._make(assignment)
         sha256, size = sha256_of(path), path.stat().st_size
         self._release(assignment, path, sha256, size)
-        return self._report(assignment, "committed", sha256=sha256, size_bytes=size)
+        return self._report(assignment, "committed", expert, sha256=sha256, size_bytes=size)
 
-    def _make(self, assignment: Assignment) -> Path:
-        """Compute the contribution from the public files the assignment names."""
+    def _make(self, assignment: Assignment) -> tuple[Path, Path]:
+        """Compute the contribution from the public files the assignment names.
+
+        Returns: its file, and the folder of the expert that it tells of.
+        """
         files = self._config.data_dir / "rounds" / assignment.round_id
-        spec = assignment.spec
-        if spec.kind == "weights" or spec.ship_share < 1:
+        spec, prompts = assignment.spec, None
+        if spec.trains_locally or spec.ship_share < 1:
             for reference in assignment.pivot:
                 self._client.fetch(reference, files / "pivot")
+        if assignment.prompts is not None:
+            prompts = self._client.fetch(assignment.prompts, files)
+        training = LocalTraining(
+            corpus=self._config.corpus,
+            prompts=prompts if spec.rehearse else None,
+            on_progress=lambda p: self._tell_training("adapt", p),
+            should_stop=self._stop.is_set,
+        )
         if spec.kind == "weights":
-            path = export_delta(
-                files / "pivot",
-                self._config.corpus,
-                assignment,
-                self._outbox,
-                on_progress=lambda p: self._tell_training("adapt", p),
-                should_stop=self._stop.is_set,
-            )
+            path = export_delta(files / "pivot", training, assignment, self._outbox)
             if path is None:
                 raise Stopped
-            return path
-        assert assignment.prompts is not None
-        prompts = self._client.fetch(assignment.prompts, files)
+            return path, self._expert.directory
+        assert prompts is not None
+        expert = self._expert.directory
+        if spec.grow is not None:
+            grown = grow_expert(files / "pivot", training, assignment, self._outbox)
+            if grown is None:
+                raise Stopped
+            expert = grown
 
         def tell(done: int, total: int) -> None:
             check_positions(self._policy, total)
             self._tell("logits", {"round": assignment.round_id, "step": done, "steps": total})
 
         pivot = files / "pivot" if spec.ship_share < 1 else None
-        return export_logits(self._expert, prompts, assignment, self._outbox, tell, pivot=pivot)
+        path = export_logits(expert, prompts, assignment, self._outbox, tell, pivot=pivot)
+        return path, expert
 
     def _release(self, assignment: Assignment, path: Path, sha256: str, size: int) -> None:
         """The one door out for bulk bytes: written down first, then sent, then receipted."""
@@ -178,21 +188,21 @@ class Participant:
         self._egress.append(round_id=assignment.round_id, what=what, size_bytes=size, sha256=sha256)
         self._tell("egress", {"round": assignment.round_id, "bytes": self._egress.total_bytes()})
 
-    def _report(self, assignment: Assignment, status: Status, **fields: Any) -> Report:
+    def _report(
+        self, assignment: Assignment, status: Status, expert: Path | None = None, **fields: Any
+    ) -> Report:
         scores = Scores()
-        if assignment.evals is not None and self._policy.ship_scores and status == "committed":
+        if assignment.evals is not None and self._policy.ship_scores and expert is not None:
             folder = self._config.data_dir / "rounds" / assignment.round_id
             evals = self._client.fetch(assignment.evals, folder)
             self._tell("score", {"round": assignment.round_id})
-            scores = score(self._expert, evals, self._outbox)
+            scores = score(expert, evals, self._outbox)
         return Report(
             round_id=assignment.round_id,
             attempt=assignment.attempt,
             status=status,
             scores=scores,
-            parameters=self._expert.parameters() if status == "committed" else 0,
-            architecture=self._config.model.architecture,
-            vocabulary=self._config.model.vocab_size,
+            **({} if expert is None else describe(expert)),
             **fields,
         )
 

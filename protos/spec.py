@@ -130,6 +130,12 @@ class RoundSpec(Strict):
     merge_density: float | None = Field(default=None, gt=0, le=1)
     """Share of a delta's entries kept, for merges that drop some; None: the method's own."""
     training: TrainingSpec
+    grow: TrainingSpec | None = None
+    """Logits rounds: each participant first trains a copy of the pivot on its own text like this,
+    and ships that copy's log-probabilities; None: those of the expert that it has."""
+    rehearse: bool = False
+    """Local training (grow, or a weights round) reads the prompt set beside the private text: the
+    copies drift apart less, and forget less."""
     controls: tuple[ControlName, ...] = Field(default=(), strict=False)
     """Runs on the same text, steps and seed, reported beside the pivot. leave_one_out: one run
     without each source, which tells what the pivot owes it."""
@@ -150,6 +156,15 @@ class RoundSpec(Strict):
             )
         if self.kind == "logits" and self.prompts is None:
             raise ValueError("prompts: a logits round needs a public prompt set; give its file")
+        if self.grow is not None and self.kind != "logits":
+            raise ValueError(
+                "grow: a weights round trains a copy anyway, by training; leave it out"
+            )
+        if self.rehearse and (self.prompts is None or not self.trains_locally):
+            raise ValueError(
+                "rehearse: wanted a prompt set and local training (grow, or kind weights); add "
+                "them, or leave rehearse out"
+            )
         if self.outer is not None and self.method != "merge":
             raise ValueError(
                 f"outer: {self.outer!r} steps on the mean of deltas, and method {self.method!r} "
@@ -167,6 +182,11 @@ class RoundSpec(Strict):
                 f"quorum: {self.quorum} is more than the {len(self.participants)} participants"
             )
         return self
+
+    @property
+    def trains_locally(self) -> bool:
+        """Whether a participant trains a copy of the pivot for this round."""
+        return self.kind == "weights" or self.grow is not None
 
     @property
     def needed(self) -> int:

@@ -69,6 +69,8 @@ def test_an_unknown_key_below_training_is_named_too(tmp_path: Path) -> None:
         {"pivot": "latest"},
         {"participants": ("A b",)},
         {"loss": "minced", "distill_weight": 0.5},
+        {"rehearse": True},
+        {"kind": "weights", "method": "merge", "grow": {"steps": 1, "lr": 0.1}},
     ],
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any]) -> None:
