@@ -370,8 +370,8 @@ def _rounds(job: Job) -> Made:
     """One more round, on-policy: the second goes on from unified, the third from the second.
 
     From the second round on a hospital grows its expert from the pivot it has pulled, on its
-    private text, and ships that one's logits. The prompts are the public ones and what the pivot
-    writes on from their openings.
+    private text and the public prompts, and ships that one's logits. The prompts of the round are
+    the public ones and what the pivot writes on from their openings.
     """
     number, sizes = int(job.argument), job.sizes
     made = load_model(job.path("unified" if number == 2 else f"rounds:{number - 1}"))
@@ -391,7 +391,8 @@ def _rounds(job: Job) -> Made:
     for name in THREE:
         load_parameter_arrays(made[0], state)
         grown = replace(job, seed=seed)
-        _train(*made, _private(job, name), grown, sizes.regrow_steps, sizes.regrow_lr)
+        docs = _shuffled([*_private(job, name), *public], seed)
+        _train(*made, docs, grown, sizes.regrow_steps, sizes.regrow_lr)
         sources[name] = extract_logits(
             *made, prompts, top_k=sizes.top_k, prompt_set_sha256=SHA, model_sha256=SHA
         )
