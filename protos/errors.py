@@ -48,6 +48,12 @@ CATALOGUE: Final[dict[str, Entry]] = {
         _S.UNAVAILABLE,
         "check address and network, and that certificate.pem was issued by its authority",
     ),
+    "disk_full": Entry(
+        _S.RESOURCE_EXHAUSTED, "free space at the coordinator; then it goes on by itself"
+    ),
+    "store_unavailable": Entry(
+        _S.UNAVAILABLE, "try again; if it stays so, look into the coordinator's log"
+    ),
     "bad_contribution": Entry(
         _S.INVALID_ARGUMENT,
         "make the contribution again from the assignment; the round still waits for it",
