@@ -121,7 +121,7 @@ class Database:
 
         Writers that come while another works share its commit: fsync is what costs, and one is
         enough for all of them. Each has a savepoint, so the failure of one does not touch others.
-        Raises: CofuseError disk_full or store_unavailable; nothing of this writer was kept then.
+        Raises: CofuseError storage_full or store_unavailable; nothing of this writer was kept then.
         """
         group = self._enter()
         finished = False
@@ -131,11 +131,13 @@ class Database:
                 try:
                     yield group.connection
                     savepoint.commit()
-                except BaseException:
+                except BaseException as cause:
                     try:
                         savepoint.rollback()
-                    except DBAPIError as error:  # the whole transaction is gone, with all in it
-                        group.error = error
+                    except DBAPIError as error:
+                        # The whole transaction is gone, with all in it: SQLite does that when the
+                        # disk is full, and a server whose connection broke.
+                        group.error = cause if isinstance(cause, DBAPIError) else error
                     raise
             finished = True
         finally:
@@ -299,9 +301,10 @@ def open_database(url: str) -> Database:
 
     Raises: StoreError when it cannot be reached, or could not keep its promises.
     """
+    if url.startswith("sqlite://"):  # the rest is the path as it is, whatever is in it
+        path = url.removeprefix("sqlite://").removeprefix("/")
+        return Database(Sqlite(Path(path) if path else None))
     parsed = make_url(url)
-    if parsed.drivername == "sqlite":
-        return Database(Sqlite(Path(parsed.database) if parsed.database else None))
     if parsed.drivername == "postgresql+psycopg":
         return Database(Postgres(parsed))
     raise StoreError(

@@ -21,6 +21,7 @@ from coordinator.fleet_service import FleetService
 from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
 from coordinator.store import Store
+from coordinator.store_errors import StoreError
 from coordinator.transfer_service import TransferService
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
@@ -38,13 +39,14 @@ class Running:
     address: str
     engine_address: str
     scheduler: Scheduler
+    store: Store
 
 
 @contextlib.contextmanager
 def serving(config: CoordinatorConfig) -> Iterator[Running]:
     """Wire everything, serve until the block ends, stop in order."""
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    store = Store.at(config.data_dir / "coordinator.sqlite")
+    store = Store(config.store_url(), lead=True, backups=config.data_dir)
     artifacts = Artifacts(config.data_dir / "artifacts")
     host, _, port = config.engine_listen.rpartition(":")
     engine = Engine(
@@ -79,11 +81,12 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
     server.start()
     try:
         address = f"{config.listen.rpartition(':')[0]}:{bound}"
-        yield Running(address, engine.public_address, scheduler)
+        yield Running(address, engine.public_address, scheduler, store)
     finally:
         scheduler.stop()
         server.stop(grace=1).wait()
         engine.stop()
+        store.close()
 
 
 def main(argv: list[str]) -> int:
@@ -100,7 +103,24 @@ def main(argv: list[str]) -> int:
         return 2
     stop = threading.Event()
     on_stop_signal(stop.set)
+    try:
+        return _serve(config, stop)
+    except StoreError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _serve(config: CoordinatorConfig, stop: threading.Event) -> int:
+    """Serve until told to stop; 1 when the database can take no more writes."""
+    lost = threading.Event()
     with serving(config) as running:
+
+        def give_up(reason: str) -> None:
+            logging.getLogger(__name__).critical("ending: %s", reason)
+            lost.set()
+            stop.set()
+
+        running.store.database.on_fatal = give_up
         ready = {
             "kind": "ready",
             "address": running.address,
@@ -113,7 +133,7 @@ def main(argv: list[str]) -> int:
         stop.wait()
         running.scheduler.stop()
         loop.join()
-    return 0
+    return int(lost.is_set())
 
 
 if __name__ == "__main__":

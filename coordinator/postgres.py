@@ -131,7 +131,7 @@ class Postgres:
         if error.connection_invalidated or state.startswith(("08", "57P")) or state == _READ_ONLY:
             return Explained(f"the connection to {self.name} is lost", retry=True)
         if state.startswith("53"):
-            return Explained(f"{self.name} has no space or memory left ({state})", "disk_full")
+            return Explained(f"{self.name} has no space or memory left ({state})", "storage_full")
         if state.startswith(("55P03", "40")):
             return Explained(f"{self.name} is held by another program ({state})")
         if state.startswith(("58", "XX")):

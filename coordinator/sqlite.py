@@ -90,7 +90,10 @@ class Sqlite:
 
     def damage(self, connection: Connection) -> str:
         """SQLite's own check of every page; takes about a second a gigabyte."""
-        rows = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(3)")]
+        try:
+            rows = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(3)")]
+        except DBAPIError as error:
+            return str(error.orig)
         return "" if rows == ["ok"] else "; ".join(rows)
 
     def take_lead(self, writer: Connection) -> None:
@@ -122,7 +125,7 @@ class Sqlite:
         """Sort by SQLite's result code."""
         code = str(getattr(error.orig, "sqlite_errorname", ""))
         if code == "SQLITE_FULL":
-            return Explained(f"no space is left for {self.name}", "disk_full")
+            return Explained(f"no space is left for {self.name}", "storage_full")
         if code.startswith(_SICK):
             # After a failed fsync the kernel may call the lost pages clean: no retry is honest.
             return Explained(f"{self.name} cannot be read or written ({code})", fatal=True)

@@ -48,8 +48,9 @@ CATALOGUE: Final[dict[str, Entry]] = {
         _S.UNAVAILABLE,
         "check address and network, and that certificate.pem was issued by its authority",
     ),
-    "disk_full": Entry(
-        _S.RESOURCE_EXHAUSTED, "free space at the coordinator; then it goes on by itself"
+    "storage_full": Entry(
+        _S.RESOURCE_EXHAUSTED,
+        "the operator frees space on the coordinator's disk; transfers then go on by themselves",
     ),
     "store_unavailable": Entry(
         _S.UNAVAILABLE, "try again; if it stays so, look into the coordinator's log"
