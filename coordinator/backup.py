@@ -112,6 +112,7 @@ def restore(source: Path, url: str, data_dir: Path) -> Verdict:
     data_dir.mkdir(parents=True, exist_ok=True)
     artifacts = Artifacts(data_dir / "artifacts")
     if contents is not None:
+        _must_be_there(rows)
         if (found := sha256_of(rows)) != contents.database_sha256:
             raise StoreError(
                 f"{rows} has sha256 {found}, wanted {contents.database_sha256}: it was changed or "
@@ -167,8 +168,12 @@ def _copy_object(source: Path, sha256: str, folder: Path) -> int:
 
 
 def _restore_object(source: Path, sha256: str, artifacts: Artifacts) -> None:
-    if not source.is_file():
-        raise StoreError(f"{source} is missing; the backup is not whole. Take another one")
+    _must_be_there(source)
     if (found := sha256_of(source)) != sha256:
         raise StoreError(f"{source} has sha256 {found}: it is damaged. Take another backup")
     artifacts.add(source, sha256)
+
+
+def _must_be_there(path: Path) -> None:
+    if not path.is_file():
+        raise StoreError(f"{path} is missing; the backup is not whole. Take another one")
