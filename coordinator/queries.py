@@ -60,6 +60,9 @@ def round_row(row: Any) -> RoundRow:
         deadline_unix_ms=row["deadline_unix_ms"],
         detail=row["detail"],
         pivot_name=row["pivot_name"],
+        attempt=row["attempt"],
+        lease_unix_ms=row["lease_unix_ms"],
+        losses=row["losses"],
     )
 
 

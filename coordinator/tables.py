@@ -31,6 +31,9 @@ ROUNDS = Table(
     Column("deadline_unix_ms", BigInteger, nullable=False),
     Column("detail", Text, nullable=False),
     Column("pivot_name", String(20), nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("lease_unix_ms", BigInteger, nullable=False, server_default="0"),
+    Column("losses", Integer, nullable=False, server_default="0"),
 )
 CONTRIBUTIONS = Table(
     "contributions",
@@ -44,6 +47,7 @@ CONTRIBUTIONS = Table(
     Column("committed_unix_ms", BigInteger, nullable=False),
     Column("detail", Text, nullable=False),
     Column("report_json", Text, nullable=False),
+    Column("lease_unix_ms", BigInteger, nullable=False, server_default="0"),
 )
 EVENTS = Table(
     "events",
@@ -72,6 +76,25 @@ PIVOTS = Table(
     Column("evals_json", Text, nullable=False),
     Column("created_unix_ms", BigInteger, nullable=False),
 )
+EXPERTS = Table(
+    "experts",
+    META,
+    Column("participant", String(40), primary_key=True),
+    Column("version", String(64), nullable=False),
+    Column("changed_unix_ms", BigInteger, nullable=False),
+)
+RECURRING = Table(
+    "recurring",
+    META,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("request_id", String(120), unique=True, nullable=False),
+    Column("submitted_by", String(40), nullable=False),
+    Column("spec_json", Text, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("due_unix_ms", BigInteger, nullable=False),
+    Column("last_round_id", String(20), nullable=False),
+    Column("detail", Text, nullable=False),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +109,12 @@ class RoundRow:
     deadline_unix_ms: int
     detail: str
     pivot_name: str
+    attempt: int
+    """Of the fusion worker."""
+    lease_unix_ms: int
+    """The worker's; 0 while it waits for its turn."""
+    losses: int
+    """Workers lost so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +130,8 @@ class ContributionRow:
     committed_unix_ms: int
     detail: str
     report_json: str
+    lease_unix_ms: int
+    """Until then this attempt may go on unheard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,13 @@ from tests.coordinator.archive import Archive, make_archive
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[Archive]:
+    archive = make_archive(tmp_path / "data", "sqlite://")
+    yield archive
+    archive.store.close()
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Iterator[Archive]:
     archive = make_archive(tmp_path / "data")
     yield archive
     archive.store.close()
@@ -48,28 +55,28 @@ def all_rows(store: Store) -> dict[str, list[Any]]:
         }
 
 
-def test_what_was_saved_comes_back_elsewhere(archive: Archive, tmp_path: Path) -> None:
-    save(archive, tmp_path / "backup")
+def test_what_was_saved_comes_back_elsewhere(on_disk: Archive, tmp_path: Path) -> None:
+    save(on_disk, tmp_path / "backup")
     again = bring_back(tmp_path / "backup", tmp_path / "new")
-    assert all_rows(again) == all_rows(archive.store)
+    assert all_rows(again) == all_rows(on_disk.store)
     ours, theirs = (
         {p.name: p.read_bytes() for p in (f / "artifacts/objects").rglob("*") if p.is_file()}
-        for f in (archive.folder, tmp_path / "new")
+        for f in (on_disk.folder, tmp_path / "new")
     )
     assert ours == theirs
     again.close()
 
 
 def test_a_backup_under_load_has_every_receipt_given_before_it(
-    archive: Archive, tmp_path: Path
+    on_disk: Archive, tmp_path: Path
 ) -> None:
     stop = threading.Event()
     given: list[str] = []
 
     def write() -> None:
         while not stop.is_set():
-            round_id = archive.collecting(f"more-{len(given)}", "pivot-0")
-            archive.contribute(round_id, "st-mary")
+            round_id = on_disk.collecting(f"more-{len(given)}", "pivot-0")
+            on_disk.contribute(round_id, "st-mary")
             given.append(round_id)
 
     writer = threading.Thread(target=write)
@@ -78,7 +85,7 @@ def test_a_backup_under_load_has_every_receipt_given_before_it(
         while len(given) < 3:
             stop.wait(0.01)
         before = list(given)
-        save(archive, tmp_path / "backup")
+        save(on_disk, tmp_path / "backup")
     finally:
         stop.set()
         writer.join()
@@ -91,12 +98,10 @@ def test_a_backup_under_load_has_every_receipt_given_before_it(
 def test_the_next_backup_copies_only_what_is_new(archive: Archive, tmp_path: Path) -> None:
     first = save(archive, tmp_path / "backup")
     assert first.copied_bytes > 0
-    later = save_later(archive, tmp_path / "backup")
-    assert later.copied_bytes == 0
     archive.contribute("rnd-3", "st-luke")
-    assert save_later(archive, tmp_path / "backup").copied_bytes == len(
-        b"logits of st-luke for rnd-3"
-    )
+    later = save_later(archive, tmp_path / "backup")
+    assert later.copied_bytes == len(b"logits of st-luke for rnd-3")
+    assert later.objects == first.objects + 1
     again = bring_back(first.contents, tmp_path / "new")
     assert [c.status for c in again.contributions("rnd-3")] == ["assigned", "committed"]
     again.close()
@@ -177,15 +182,15 @@ def test_a_damaged_backup_is_refused_before_anything_is_believed(
     assert not (tmp_path / "new" / "coordinator.sqlite").exists()
 
 
-def test_nothing_is_overwritten(archive: Archive, tmp_path: Path) -> None:
-    save(archive, tmp_path / "backup")
-    rows = all_rows(archive.store)
+def test_nothing_is_overwritten(on_disk: Archive, tmp_path: Path) -> None:
+    save(on_disk, tmp_path / "backup")
+    rows = all_rows(on_disk.store)
     with pytest.raises(StoreError, match="nothing is ever overwritten"):
-        restore(tmp_path / "backup", archive.url, archive.folder)
-    assert all_rows(archive.store) == rows
-    archive.store.database.lead()
+        restore(tmp_path / "backup", on_disk.url, on_disk.folder)
+    assert all_rows(on_disk.store) == rows
+    on_disk.store.database.lead()
     with pytest.raises(StoreError, match="led by another"):
-        restore(tmp_path / "backup", archive.url, archive.folder)
+        restore(tmp_path / "backup", on_disk.url, on_disk.folder)
 
 
 def test_no_key_is_in_a_backup(archive: Archive, tmp_path: Path) -> None:
@@ -201,17 +206,17 @@ def test_no_key_is_in_a_backup(archive: Archive, tmp_path: Path) -> None:
 
 
 def test_the_copy_before_an_upgrade_comes_back_to_its_files(
-    archive: Archive, tmp_path: Path
+    on_disk: Archive, tmp_path: Path
 ) -> None:
     """The way back after an upgrade: the database alone, into the same data folder."""
     from coordinator.copying import save_copy
 
-    copy = archive.folder / "coordinator.before-0002-20260101T000000Z.sqlite"
-    save_copy(archive.store.database, copy)
-    rows = all_rows(archive.store)
-    archive.store.close()
-    (archive.folder / "coordinator.sqlite").rename(tmp_path / "aside")
-    again = bring_back(copy, archive.folder)
+    copy = on_disk.folder / "coordinator.before-0002-20260101T000000Z.sqlite"
+    save_copy(on_disk.store.database, copy)
+    rows = all_rows(on_disk.store)
+    on_disk.store.close()
+    (on_disk.folder / "coordinator.sqlite").rename(tmp_path / "aside")
+    again = bring_back(copy, on_disk.folder)
     assert all_rows(again) == rows
     again.close()
 

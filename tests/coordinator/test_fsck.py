@@ -16,7 +16,7 @@ from tests.coordinator.archive import HOUR_MS, Archive, make_archive
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[Archive]:
-    archive = make_archive(tmp_path / "data")
+    archive = make_archive(tmp_path / "data", "sqlite://")
     yield archive
     archive.store.close()
 
