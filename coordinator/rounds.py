@@ -155,22 +155,14 @@ def _move(round_: Round, event: Event, detail: str, now: int) -> Round:
 
 def _take_part(round_: Round, happening: Committed | Reported | Heard | Lost, now: int) -> Round:
     part = next((p for p in round_.parts if p.participant == happening.participant), None)
-    if part is None:
-        if isinstance(happening, Committed):
+    if isinstance(happening, Committed):
+        if part is None:
             raise CommitRefusedError(f"{round_.round_id} does not name {happening.participant!r}")
-        return round_
-    match happening:
-        case Committed():
-            after = _commit(round_, part, happening, now)
-        case Reported():
-            after = _report(part, happening)
-        case Heard(_, attempt):
-            after = _renew(part, now) if attempt == part.attempt else part
-        case Lost(_, attempt, detail):
-            if part.status != "assigned" or attempt != part.attempt:
-                return round_
-            soon = min(part.lease_unix_ms, now + RETRY_MS)
-            after = replace(part, lease_unix_ms=soon, detail=detail)
+        after = _commit(round_, part, happening, now)
+    elif part is None or round_.state is not State.COLLECTING:
+        return round_  # what is fused is settled
+    else:
+        after = _listen(part, happening, now)
     return replace(round_, parts=tuple(after if p is part else p for p in round_.parts))
 
 
@@ -197,20 +189,24 @@ def _commit(round_: Round, part: Part, made: Committed, now: int) -> Part:
     )
 
 
-def _report(part: Part, told: Reported) -> Part:
-    """A refusal or failure ends an open part; nothing undoes a commit."""
-    if told.attempt not in (None, part.attempt) and part.status == "assigned":
+def _listen(part: Part, happening: Reported | Heard | Lost, now: int) -> Part:
+    if part.status == "committed":
+        # Nothing undoes it, and whichever attempt tells of it tells the same.
+        return (
+            replace(part, report_json=happening.body) if isinstance(happening, Reported) else part
+        )
+    if part.status != "assigned" or happening.attempt not in (None, part.attempt):
         return part  # an older attempt's; the newer one is at work
-    if part.status == "assigned" and told.status in ("refused", "failed"):
-        part = replace(part, status=told.status, detail=told.detail)
-    return replace(part, report_json=told.body)
-
-
-def _renew(part: Part, now: int) -> Part:
-    """Not for every word: a lease is on disk, and half of one is long enough to be heard again."""
-    if part.status != "assigned" or _fresh(part.lease_unix_ms, now, ASSIGNMENT_LEASE_MS):
-        return part
-    return replace(part, lease_unix_ms=now + ASSIGNMENT_LEASE_MS)
+    match happening:
+        case Reported(_, _, status, detail, body):
+            ended = status if status in ("refused", "failed") else "assigned"
+            return replace(part, status=ended, detail=detail, report_json=body)
+        case Lost(_, _, detail):
+            soon = min(part.lease_unix_ms, now + RETRY_MS)
+            return replace(part, lease_unix_ms=soon, detail=detail)
+        case Heard():  # not every word: a lease is on disk, and half of one is long enough
+            fresh = _fresh(part.lease_unix_ms, now, ASSIGNMENT_LEASE_MS)
+            return part if fresh else replace(part, lease_unix_ms=now + ASSIGNMENT_LEASE_MS)
 
 
 # --- the fusion worker -----------------------------------------------------------------------
@@ -285,6 +281,10 @@ def _fresh(lease_unix_ms: int, now: int, longest_ms: int) -> bool:
 def _ask_again(part: Part, now: int) -> Part:
     if part.status != "assigned" or not _over(part.lease_unix_ms, now, ASSIGNMENT_LEASE_MS):
         return part
+    return _again(part, now)
+
+
+def _again(part: Part, now: int) -> Part:
     return replace(part, attempt=part.attempt + 1, lease_unix_ms=now + ASSIGNMENT_LEASE_MS)
 
 
@@ -299,11 +299,8 @@ def _lose(round_: Round, now: int) -> Round:
 def _restart(round_: Round, now: int) -> Round:
     """No loss of anybody's: what is open gets a new attempt, which no former one can be."""
     if round_.state is State.COLLECTING:
-        ended = (
-            replace(part, lease_unix_ms=0) if part.status == "assigned" else part
-            for part in round_.parts
-        )
-        return replace(round_, parts=tuple(_ask_again(part, now) for part in ended))
+        asked = (_again(part, now) if part.awaited else part for part in round_.parts)
+        return replace(round_, parts=tuple(asked))
     if round_.state in (State.FUSING, State.EVALUATING):
         return replace(round_, attempt=round_.attempt + 1, lease_unix_ms=0)
     return round_

@@ -263,8 +263,14 @@ class Store:
     def step(self, round_id: str, happening: Happening) -> Round:
         """Let a happening change a round as coordinator/rounds.py says, in one transaction.
 
+        What changes nothing is not written, so asking often costs a reading only.
+
         Raises: IllegalTransitionError, CommitRefusedError: then nothing has changed.
         """
+        with self._engine.connect() as db:
+            before, after = _decide(db, round_id, happening)
+        if after == before:
+            return after
         with self._write() as db:
             return _step(db, round_id, happening)
 
@@ -504,12 +510,15 @@ def _part(row: ContributionRow) -> Part:
     return Part(**{field.name: getattr(row, field.name) for field in fields(Part)})
 
 
-def _step(db: Connection, round_id: str, happening: Happening) -> Round:
-    """One step of a round's rules on its rows. A word of one participant reads its row alone."""
-    row = _round(db, round_id)
+def _decide(db: Connection, round_id: str, happening: Happening) -> tuple[Round, Round]:
+    """The round before and after. For a word of one participant its row alone is read."""
     only = getattr(happening, "participant", None)
-    before = _core(row, _contributions(db, round_id, only))
-    after, _ = step(before, happening, now_unix_ms())
+    before = _core(_round(db, round_id), _contributions(db, round_id, only))
+    return before, step(before, happening, now_unix_ms())[0]
+
+
+def _step(db: Connection, round_id: str, happening: Happening) -> Round:
+    before, after = _decide(db, round_id, happening)
     if after != before:
         _save_round(db, before, after)
         old = {part.participant: part for part in before.parts}
