@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.artifacts import Artifacts
+from coordinator.clock import now_unix_ms
 from coordinator.deliveries import Deliveries
 from coordinator.engine import Engine
 from coordinator.fusions import Fusions
 from coordinator.happenings import Heard, Lost, Restarted, Tick
+from coordinator.recurring import Standing
 from coordinator.round_state import Deliver, Fuse
 from coordinator.rounds import duties
 from coordinator.store import Store
@@ -79,6 +81,9 @@ class Scheduler:
         self._fusions.tidy()
 
     def _pass(self) -> None:
+        for recurring in self._store.recurring():
+            if recurring.state is Standing.ACTIVE and recurring.due_unix_ms <= now_unix_ms():
+                self._store.repeat(recurring.recurring_id)
         rounds = [
             self._store.step(row.round_id, Tick()) for row in self._store.rounds(active_only=True)
         ]

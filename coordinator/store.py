@@ -6,7 +6,7 @@ Every method is one transaction: what it reports done is on disk (WAL, synchrono
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    func,
     insert,
     select,
     update,
@@ -31,10 +32,12 @@ from sqlalchemy import (
 
 from coordinator.clock import now_unix_ms
 from coordinator.happenings import Committed, Decided, Evaluated, Happening, Reported
+from coordinator.recurring import Recurring, Situation, Standing, decide, newest_pivot
 from coordinator.round_state import Part, Round
 from coordinator.rounds import FINAL, CommitRefusedError, Event, State, step
 from protos.errors import CofuseError
 from protos.messages import FileRef
+from protos.recurring import RecurringSpec
 
 _META = MetaData()
 _PARTICIPANTS = Table(
@@ -101,6 +104,25 @@ _PIVOTS = Table(
     Column("files_json", Text, nullable=False),
     Column("evals_json", Text, nullable=False),
     Column("created_unix_ms", BigInteger, nullable=False),
+)
+_EXPERTS = Table(
+    "experts",
+    _META,
+    Column("participant", String(40), primary_key=True),
+    Column("version", String(64), nullable=False),
+    Column("changed_unix_ms", BigInteger, nullable=False),
+)
+_RECURRING = Table(
+    "recurring",
+    _META,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("request_id", String(120), unique=True, nullable=False),
+    Column("submitted_by", String(40), nullable=False),
+    Column("spec_json", Text, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("due_unix_ms", BigInteger, nullable=False),
+    Column("last_round_id", String(20), nullable=False),
+    Column("detail", Text, nullable=False),
 )
 
 
@@ -224,25 +246,11 @@ class Store:
         self, *, request_id: str, submitted_by: str, spec_json: str, deadline_ms: int
     ) -> RoundRow:
         """Store a new round, or return the one this request made before."""
-        unique = f"{submitted_by}/{request_id}"
         with self._write() as db:
-            found = db.execute(select(_ROUNDS).where(_ROUNDS.c.request_id == unique)).mappings()
-            if known := found.first():
-                return _round_row(known)
-            created = now_unix_ms()
-            values = {
-                "request_id": unique,
-                "submitted_by": submitted_by,
-                "spec_json": spec_json,
-                "state": State.SUBMITTED,
-                "created_unix_ms": created,
-                "deadline_unix_ms": created + deadline_ms,
-                "detail": "",
-                "pivot_name": "",
-            }
-            number = db.execute(insert(_ROUNDS).values(values)).inserted_primary_key[0]  # type: ignore[index]
-            _log(db, f"rnd-{number}", "state", {"state": State.SUBMITTED, "detail": ""})
-        return self.round(f"rnd-{number}")
+            round_id = _submit(
+                db, f"{submitted_by}/{request_id}", submitted_by, spec_json, deadline_ms
+            )
+        return self.round(round_id)
 
     def round(self, round_id: str) -> RoundRow:
         """One round.
@@ -418,6 +426,74 @@ class Store:
                 for row in rows
             ]
 
+    # recurring
+
+    def add_recurring(
+        self, *, request_id: str, submitted_by: str, spec_json: str, due_unix_ms: int
+    ) -> Recurring:
+        """Store a recurring spec, or return the one this request made before."""
+        unique = f"{submitted_by}/{request_id}"
+        with self._write() as db:
+            found = db.scalar(select(_RECURRING.c.number).where(_RECURRING.c.request_id == unique))
+            if found is None:
+                values = {
+                    "request_id": unique,
+                    "submitted_by": submitted_by,
+                    "spec_json": spec_json,
+                    "state": Standing.ACTIVE,
+                    "due_unix_ms": due_unix_ms,
+                    "last_round_id": "",
+                    "detail": "",
+                }
+                found = db.execute(insert(_RECURRING).values(values)).inserted_primary_key[0]  # type: ignore[index]
+            return _recurring(db, f"rec-{found}")
+
+    def recurring(self) -> list[Recurring]:
+        """All recurring specs, oldest first."""
+        with self._engine.connect() as db:
+            rows = db.execute(select(_RECURRING).order_by(_RECURRING.c.number)).mappings()
+            return [_recurring_row(row) for row in rows]
+
+    def stop_recurring(self, recurring_id: str, detail: str) -> Recurring:
+        """Make no more rounds of it; one that is open goes on. Repeating changes nothing.
+
+        Raises: CofuseError unknown_recurring.
+        """
+        with self._write() as db:
+            if _recurring(db, recurring_id).state is Standing.ACTIVE:
+                changes = {"state": Standing.STOPPED, "detail": detail}
+                db.execute(_update_recurring(recurring_id).values(changes))
+            return _recurring(db, recurring_id)
+
+    def repeat(self, recurring_id: str) -> str:
+        """Make the next round of a recurring spec if its time has come, in one transaction.
+
+        Returns: the round's id; empty when none was made.
+        """
+        with self._write() as db:
+            before = _recurring(db, recurring_id)
+            after, is_time = decide(before, _situation(db, before), now_unix_ms())
+            round_id = ""
+            if is_time:
+                round_id = _repeat(db, before)
+                after = replace(after, last_round_id=round_id)
+            if after != before:
+                names = ("due_unix_ms", "last_round_id", "detail")
+                changes = {name: getattr(after, name) for name in names}
+                db.execute(_update_recurring(recurring_id).values(changes))
+            return round_id
+
+    def note_expert(self, participant: str, version: str) -> None:
+        """Remember since when a participant's expert is as it is; the same version is no news."""
+        key = _EXPERTS.c.participant == participant
+        with self._engine.connect() as db:
+            if db.scalar(select(_EXPERTS.c.version).where(key)) == version:
+                return
+        with self._write() as db:
+            values = {"version": version, "changed_unix_ms": now_unix_ms()}
+            if not db.execute(update(_EXPERTS).where(key).values(values)).rowcount:
+                db.execute(insert(_EXPERTS).values({"participant": participant, **values}))
+
 
 def _open(url: str) -> Engine:
     engine = create_engine(url)
@@ -460,6 +536,86 @@ def _round_row(row: Any) -> RoundRow:
         lease_unix_ms=row["lease_unix_ms"],
         losses=row["losses"],
     )
+
+
+def _submit(
+    db: Connection, request_id: str, submitted_by: str, spec_json: str, deadline_ms: int
+) -> str:
+    known = db.scalar(select(_ROUNDS.c.number).where(_ROUNDS.c.request_id == request_id))
+    if known is not None:
+        return f"rnd-{known}"
+    created = now_unix_ms()
+    values = {
+        "request_id": request_id,
+        "submitted_by": submitted_by,
+        "spec_json": spec_json,
+        "state": State.SUBMITTED,
+        "created_unix_ms": created,
+        "deadline_unix_ms": created + deadline_ms,
+        "detail": "",
+        "pivot_name": "",
+    }
+    number = db.execute(insert(_ROUNDS).values(values)).inserted_primary_key[0]  # type: ignore[index]
+    _log(db, f"rnd-{number}", "state", {"state": State.SUBMITTED, "detail": ""})
+    return f"rnd-{number}"
+
+
+def _repeat(db: Connection, recurring: Recurring) -> str:
+    """Submit and approve the round: whoever started the recurring spec approved its rounds."""
+    spec = RecurringSpec.model_validate_json(recurring.spec_json).round
+    columns = select(_PIVOTS.c.name, _PIVOTS.c.parent).order_by(_PIVOTS.c.created_unix_ms)
+    parents = {name: parent for name, parent in db.execute(columns)}
+    pivot = newest_pivot(spec.pivot, parents)
+    round_id = _submit(
+        db,
+        f"{recurring.recurring_id}/{recurring.due_unix_ms}",
+        recurring.submitted_by,
+        spec.model_copy(update={"pivot": pivot}).model_dump_json(),
+        int(spec.deadline_minutes * 60_000),
+    )
+    _step(db, round_id, Decided(Event.APPROVE, f"by {recurring.recurring_id}"))
+    return round_id
+
+
+def _situation(db: Connection, recurring: Recurring) -> Situation:
+    last = recurring.last_round_id
+    changed = db.execute(select(_EXPERTS.c.participant, _EXPERTS.c.changed_unix_ms))
+    fused = db.execute(
+        select(_CONTRIBUTIONS.c.participant, func.max(_CONTRIBUTIONS.c.committed_unix_ms))
+        .where(
+            _CONTRIBUTIONS.c.status == "committed",
+            _CONTRIBUTIONS.c.round_id.in_(select(_PIVOTS.c.round_id)),
+        )
+        .group_by(_CONTRIBUTIONS.c.participant)
+    )
+    return Situation(
+        last_is_open=bool(last) and _round(db, last).state not in FINAL,
+        changed_unix_ms={name: at for name, at in changed},
+        fused_unix_ms={name: at for name, at in fused},
+    )
+
+
+def _recurring(db: Connection, recurring_id: str) -> Recurring:
+    head, _, number = recurring_id.partition("-")
+    if head == "rec" and number.isascii() and number.isdigit() and len(number) < 10:
+        query = select(_RECURRING).where(_RECURRING.c.number == int(number))
+        if row := db.execute(query).mappings().first():
+            return _recurring_row(row)
+    raise CofuseError("unknown_recurring", f"there is no recurring spec {recurring_id[:60]!r}")
+
+
+def _recurring_row(row: Any) -> Recurring:
+    names = ("submitted_by", "spec_json", "due_unix_ms", "last_round_id", "detail")
+    return Recurring(
+        recurring_id=f"rec-{row['number']}",
+        state=Standing(row["state"]),
+        **{name: row[name] for name in names},
+    )
+
+
+def _update_recurring(recurring_id: str) -> Any:
+    number = int(recurring_id.removeprefix("rec-"))
+    return update(_RECURRING).where(_RECURRING.c.number == number)
 
 
 def _contributions(db: Connection, round_id: str, only: str | None = None) -> list[ContributionRow]:

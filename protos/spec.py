@@ -205,14 +205,23 @@ def _is_digest(value: str) -> bool:
     return head == "sha256" and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
 
 
-def first_message(error: json.JSONDecodeError | ValidationError) -> str:
-    """Say in words what is wrong first: the place, what was found, and the cure."""
+def first_message(
+    error: json.JSONDecodeError | ValidationError, top: type[BaseModel] = RoundSpec
+) -> str:
+    """Say in words what is wrong first: the place, what was found, and the cure.
+
+    Args: top: the model that was read.
+    """
     if isinstance(error, json.JSONDecodeError):
         return f"the spec is not JSON: {error}"
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = TrainingSpec if first["loc"][0] == "training" else RoundSpec
+        known = top
+        for part in first["loc"][:-1]:
+            field = known.model_fields.get(str(part))
+            if field and isinstance(field.annotation, type):
+                known = field.annotation
         close = difflib.get_close_matches(str(first["loc"][-1]), known.model_fields, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known.model_fields)}"
         return f"unknown key {place!r}; {hint}"

@@ -133,6 +133,7 @@ def test_a_round_with_every_answer_is_fused_at_once() -> None:
     for name in "abc":
         assert after(round_, Tick()).state is State.COLLECTING
         round_ = after(round_, *answer(name))
+        assert name not in {duty.participant for duty in duties(round_)}
     assert after(round_, Tick()).state is State.FUSING
     assert duties(after(round_, Tick())) == {Fuse("rnd-1", 1)}
 
@@ -140,7 +141,7 @@ def test_a_round_with_every_answer_is_fused_at_once() -> None:
 @given(
     st.integers(1, 6),
     st.lists(st.sampled_from(["assigned", "committed", "refused", "failed"]), min_size=6),
-    st.integers(0, HOUR_MS - 1),
+    st.sampled_from((0, HOUR_MS * 2 // 3 - 1, HOUR_MS * 2 // 3, HOUR_MS - 1)),
 )
 def test_a_quorum_is_never_invented_and_never_waited_for_in_vain(
     needed: int, statuses: list[str], passed_ms: int
@@ -250,6 +251,7 @@ def test_a_worker_that_fails_ends_the_round_and_so_do_many_lost_ones() -> None:
 def test_only_the_worker_that_has_the_round_publishes_it() -> None:
     round_ = after(fusing(), Worked(1), Fused(1), Restarted())
     assert (round_.state, round_.attempt) == (State.EVALUATING, 2)
+    assert after(round_, Fused(2)) == round_
     with pytest.raises(IllegalTransitionError, match="worker 1, wanted that of 2"):
         after(round_, Evaluated(1))
     assert after(round_, Fused(1), Broke(1, "", lost=False)) == round_
@@ -265,6 +267,14 @@ def test_a_clock_that_jumps_by_a_day_holds_nobody_up(days: int) -> None:
     asked = after(collecting(deadline_unix_ms=NOW + 100 * HOUR_MS), Tick(), now=jumped)
     assert all(jumped < part.lease_unix_ms <= jumped + ASSIGNMENT_LEASE_MS for part in asked.parts)
     assert {part.attempt for part in asked.parts} == {2}
+
+
+def test_who_is_heard_after_the_clock_went_back_is_not_asked_again() -> None:
+    back = NOW - 24 * HOUR_MS
+    assert after(collecting(), Heard("a", 1), Tick(), now=back).parts[0].attempt == 1
+    assert after(fusing(), Worked(1), now=back).lease_unix_ms == back + FUSION_LEASE_MS
+    working = after(after(fusing(), Worked(1)), Worked(1), Tick(), now=back)
+    assert working.attempt == 1
 
 
 def test_nothing_goes_on_for_a_round_that_has_ended() -> None:
