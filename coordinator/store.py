@@ -35,6 +35,7 @@ from coordinator.happenings import Committed, Decided, Evaluated, Happening, Rep
 from coordinator.recurring import Recurring, Situation, Standing, decide, newest_pivot
 from coordinator.round_state import Part, Round
 from coordinator.rounds import FINAL, CommitRefusedError, Event, State, step
+from coordinator.why import Facts, Seen
 from protos.errors import CofuseError
 from protos.messages import FileRef
 from protos.recurring import RecurringSpec
@@ -289,6 +290,19 @@ class Store:
         """
         with self._engine.connect() as db:
             return _core(_round(db, round_id), _contributions(db, round_id))
+
+    def facts(self, seen: Mapping[str, Seen]) -> Facts:
+        """What coordinator/why.py explains names from, with what is seen of the participants."""
+        with self._engine.connect() as db:
+            rows = [_round_row(r) for r in db.execute(select(_ROUNDS)).mappings()]
+            pivots = db.execute(select(_PIVOTS.c.name, _PIVOTS.c.round_id))
+            kept = {row.pivot_name: row.round_id for row in rows if row.pivot_name}
+            return Facts(
+                rounds=[_core(row, _contributions(db, row.round_id)) for row in rows],
+                seen=seen,
+                pivots={**kept, **{name: by for name, by in pivots}},
+                recurring=self.recurring(),
+            )
 
     def advance(self, round_id: str, event_: Event, detail: str = "") -> RoundRow:
         """Move a round along its table and write it to its story, in one transaction.
