@@ -692,9 +692,13 @@ def _step(db: Connection, round_id: str, happening: Happening) -> Round:
     if after != before:
         _save_round(db, before, after)
         old = {part.participant: part for part in before.parts}
-        for part in after.parts:
-            if part != old.get(part.participant):
-                _save_part(db, after, old.get(part.participant), part)
+        changed = [part for part in after.parts if part != old.get(part.participant)]
+        for part in changed:
+            if part.participant in old:
+                _save_part(db, after, old[part.participant], part)
+        new = [_part_values(after, part) for part in changed if part.participant not in old]
+        if new:
+            db.execute(insert(_CONTRIBUTIONS), new)
     return after
 
 
@@ -713,11 +717,13 @@ def _save_round(db: Connection, before: Round, after: Round) -> None:
         db.execute(update(_ROUNDS).where(_ROUNDS.c.number == number).values(changes))
 
 
-def _save_part(db: Connection, round_: Round, before: Part | None, after: Part) -> None:
-    row = {field.name: getattr(after, field.name) for field in fields(Part)}
-    if before is None:
-        db.execute(insert(_CONTRIBUTIONS).values({"round_id": round_.round_id, **row}))
-        return
+def _part_values(round_: Round, part: Part) -> dict[str, Any]:
+    values = {field.name: getattr(part, field.name) for field in fields(Part)}
+    return {"round_id": round_.round_id, **values}
+
+
+def _save_part(db: Connection, round_: Round, before: Part, after: Part) -> None:
+    row = _part_values(round_, after)
     db.execute(_update_contribution(round_.round_id, after.participant).values(row))
     told: dict[str, Any] = {"participant": after.participant}
     if after.status == "committed" != before.status:

@@ -164,12 +164,16 @@ def place(tmp_path: Path, public: Path) -> Place:
 
 def workers() -> list[psutil.Process]:
     """This process's fusion workers, and their children."""
-    found = [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and "coordinator.fuse_worker" in child.cmdline()
-    ]
-    return [process for process in found if process.is_running()]
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "coordinator.fuse_worker" in words_of(child)]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command line; none when it has ended."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def progress(place: Place, round_id: str) -> list[Any]:
@@ -261,13 +265,10 @@ def test_a_killed_worker_is_followed_by_another_which_a_cancel_ends(
         place.wait(lambda: progress(place, round_id))
         first = workers()
         first[0].send_signal(signal.SIGKILL)
-        place.wait(lambda: place.store.core(round_id).attempt == 2)
-        heard = len(progress(place, round_id))
-        place.wait(lambda: len(progress(place, round_id)) > heard)
-        second = workers()
-        assert not any(process.is_running() for process in first)
+        second = place.wait(lambda: set(workers()) - set(first))
+        place.wait(lambda: not any(words_of(process) for process in first), 5)
         place.store.advance(round_id, Event.CANCEL)
-        place.wait(lambda: not any(process.is_running() for process in second), 5)
+        place.wait(lambda: not any(words_of(process) for process in second), 5)
     assert place.store.round(round_id).state is State.CANCELLED
     assert [row.name for row in place.store.pivots()] == ["pivot-0"]
     assert any("worker 2 follows" in e.body_json for e in place.store.events(round_id))
