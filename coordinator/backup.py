@@ -17,11 +17,11 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from coordinator.artifacts import Artifacts
+from coordinator.clock import now_unix_ms
 from coordinator.copying import load_copy, reading_copy, save_copy, sync
 from coordinator.database import Database, open_database
 from coordinator.fsck import Verdict, fsck
 from coordinator.migrate import migrate
-from coordinator.queries import now_unix_ms
 from coordinator.records import read_records
 from coordinator.schema import schema_of
 from coordinator.store_errors import StoreError

@@ -18,6 +18,7 @@ from coordinator.artifacts import Artifacts
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.engine import Engine, EngineConfig
 from coordinator.fleet_service import FleetService
+from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
 from coordinator.store import Store
@@ -26,7 +27,7 @@ from coordinator.transfer_service import TransferService
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
 from protos.tls import SERVER_OPTIONS, server_credentials
-from protos.v1 import fleet_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
+from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
 
 _RPC_THREADS: Final = 64
 """A watcher holds one while it watches."""
@@ -77,6 +78,9 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         store, artifacts, auto_approve=config.approval == "auto", online=engine.online
     )
     research_pb2_grpc.add_ResearchServicer_to_server(research, server)
+    recurring_pb2_grpc.add_RecurringServicer_to_server(
+        RecurringService(store, research.checked), server
+    )
     bound = server.add_secure_port(config.listen, server_credentials(config.tls.files()))
     server.start()
     try:

@@ -1,12 +1,12 @@
 """Statements that several methods of the store share; each runs inside its caller's transaction."""
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from coordinator.clock import now_unix_ms
 from coordinator.rounds import State
 from coordinator.tables import (
     CONTRIBUTIONS,
@@ -19,11 +19,6 @@ from coordinator.tables import (
 )
 from protos.errors import CofuseError
 from protos.messages import FileRef
-
-
-def now_unix_ms() -> int:
-    """The coordinator's clock, UTC."""
-    return time.time_ns() // 1_000_000
 
 
 def round_number(round_id: str) -> int:
@@ -66,23 +61,18 @@ def round_row(row: Any) -> RoundRow:
     )
 
 
-def find_contributions(db: Connection, round_id: str) -> list[ContributionRow]:
-    """Every named participant's part in a round, by name."""
+def find_contributions(
+    db: Connection, round_id: str, only: str | None = None
+) -> list[ContributionRow]:
+    """The named participants' parts in a round, by name; of `only` one of them where given."""
     query = (
         select(CONTRIBUTIONS)
         .where(CONTRIBUTIONS.c.round_id == round_id)
         .order_by(CONTRIBUTIONS.c.participant)
     )
+    if only is not None:
+        query = query.where(CONTRIBUTIONS.c.participant == only)
     return [ContributionRow(**row) for row in db.execute(query).mappings()]
-
-
-def find_contribution(db: Connection, round_id: str, participant: str) -> ContributionRow | None:
-    """One participant's part in a round, or None when the round does not name them."""
-    query = select(CONTRIBUTIONS).where(
-        CONTRIBUTIONS.c.round_id == round_id, CONTRIBUTIONS.c.participant == participant
-    )
-    row = db.execute(query).mappings().first()
-    return ContributionRow(**row) if row else None
 
 
 def update_contribution(round_id: str, participant: str) -> Any:
@@ -114,6 +104,29 @@ def pivot_row(row: Any) -> PivotRow:
         evals_json=row["evals_json"],
         created_unix_ms=row["created_unix_ms"],
     )
+
+
+def put_pivot(
+    db: Connection,
+    name: str,
+    parent: str,
+    round_id: str,
+    files: Sequence[FileRef],
+    evals_json: str,
+) -> None:
+    """Store a pivot once; another content under its name is refused."""
+    files_json = json.dumps([file.model_dump() for file in files])
+    found = db.execute(select(PIVOTS).where(PIVOTS.c.name == name)).mappings().first()
+    if found is not None:
+        if found["files_json"] != files_json:
+            raise CofuseError("bad_request", f"{name} exists with other files")
+        return
+    kept = db.scalar(select(ROUNDS.c.number).where(ROUNDS.c.pivot_name == name))
+    if kept is not None and f"rnd-{kept}" != round_id:
+        raise CofuseError("bad_request", f"{name} is the name of what rnd-{kept} will publish")
+    texts = {"files_json": files_json, "evals_json": evals_json}
+    row = {"name": name, "parent": parent, "round_id": round_id, **texts}
+    db.execute(insert(PIVOTS).values({**row, "created_unix_ms": now_unix_ms()}))
 
 
 def plain(text: str) -> str:

@@ -3,7 +3,6 @@
 Every method is one transaction: what it reports done is on disk.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,28 +12,38 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from coordinator.clock import now_unix_ms
 from coordinator.database import Database, open_database
+from coordinator.happenings import Committed, Decided, Evaluated, Happening, Reported
 from coordinator.migrate import migrate
 from coordinator.queries import (
-    find_contribution,
     find_contributions,
     find_round,
-    next_pivot_name,
-    now_unix_ms,
     pivot_row,
-    plain,
-    round_number,
+    put_pivot,
     round_row,
     tell,
     update_contribution,
 )
-from coordinator.rounds import FINAL, Event, State, advance
+from coordinator.recurring import Recurring, Standing, decide
+from coordinator.recurring_rows import (
+    find_recurring,
+    make_next_round,
+    recurring_row,
+    situation,
+    update_recurring,
+)
+from coordinator.round_rows import core_of, decide_step, submit, take_step
+from coordinator.round_state import Round
+from coordinator.rounds import FINAL, CommitRefusedError, Event
 from coordinator.tables import (
     ARTIFACTS,
     CONTRIBUTIONS,
     EVENTS,
+    EXPERTS,
     PARTICIPANTS,
     PIVOTS,
+    RECURRING,
     ROUNDS,
     ContributionRow,
     EventRow,
@@ -42,6 +51,7 @@ from coordinator.tables import (
     PivotRow,
     RoundRow,
 )
+from coordinator.why import Facts, Seen
 from protos.errors import CofuseError
 from protos.messages import FileRef
 
@@ -125,25 +135,11 @@ class Store:
         self, *, request_id: str, submitted_by: str, spec_json: str, deadline_ms: int
     ) -> RoundRow:
         """Store a new round, or return the one this request made before."""
-        unique = f"{submitted_by}/{request_id}"
         with self._write() as db:
-            found = db.execute(select(ROUNDS).where(ROUNDS.c.request_id == unique)).mappings()
-            if known := found.first():
-                return round_row(known)
-            created = now_unix_ms()
-            values = {
-                "request_id": unique,
-                "submitted_by": submitted_by,
-                "spec_json": spec_json,
-                "state": State.SUBMITTED,
-                "created_unix_ms": created,
-                "deadline_unix_ms": created + deadline_ms,
-                "detail": "",
-                "pivot_name": "",
-            }
-            number = db.execute(insert(ROUNDS).values(values)).inserted_primary_key[0]  # type: ignore[index]
-            tell(db, f"rnd-{number}", "state", {"state": State.SUBMITTED, "detail": ""})
-        return self.round(f"rnd-{number}")
+            round_id = submit(
+                db, f"{submitted_by}/{request_id}", submitted_by, spec_json, deadline_ms
+            )
+        return self.round(round_id)
 
     def round(self, round_id: str) -> RoundRow:
         """One round.
@@ -161,21 +157,47 @@ class Store:
         with self.database.read() as db:
             return [round_row(row) for row in db.execute(query).mappings()]
 
+    def step(self, round_id: str, happening: Happening) -> Round:
+        """Let a happening change a round as coordinator/rounds.py says, in one transaction.
+
+        What changes nothing is not written, so asking often costs a reading only.
+
+        Raises: IllegalTransitionError, CommitRefusedError: then nothing has changed.
+        """
+        with self.database.read() as db:
+            before, after = decide_step(db, round_id, happening)
+        if after == before:
+            return after
+        with self._write() as db:
+            return take_step(db, round_id, happening)
+
+    def core(self, round_id: str) -> Round:
+        """One round as the rules of coordinator/rounds.py see it, with every part.
+
+        Raises: CofuseError unknown_round.
+        """
+        with self.database.read() as db:
+            return core_of(find_round(db, round_id), find_contributions(db, round_id))
+
+    def facts(self, seen: Mapping[str, Seen]) -> Facts:
+        """What coordinator/why.py explains names from, with what is seen of the participants."""
+        with self.database.snapshot() as db:
+            rows = [round_row(r) for r in db.execute(select(ROUNDS)).mappings()]
+            pivots = db.execute(select(PIVOTS.c.name, PIVOTS.c.round_id))
+            kept = {row.pivot_name: row.round_id for row in rows if row.pivot_name}
+            return Facts(
+                rounds=[core_of(row, find_contributions(db, row.round_id)) for row in rows],
+                seen=seen,
+                pivots={**kept, **{name: by for name, by in pivots}},
+                recurring=self.recurring(),
+            )
+
     def advance(self, round_id: str, event_: Event, detail: str = "") -> RoundRow:
         """Move a round along its table and write it to its story, in one transaction.
 
         Raises: IllegalTransitionError when its state does not take the event.
         """
-        with self._write() as db:
-            row = find_round(db, round_id)
-            state = advance(row.state, event_)
-            changes = {"state": state, "detail": plain(detail)}
-            if event_ is Event.COLLECTED:
-                changes["pivot_name"] = next_pivot_name(db)
-            db.execute(
-                update(ROUNDS).where(ROUNDS.c.number == round_number(round_id)).values(changes)
-            )
-            tell(db, round_id, "state", {"state": state, "detail": detail})
+        self.step(round_id, Decided(event_, detail))
         return self.round(round_id)
 
     # contributions
@@ -187,7 +209,7 @@ class Store:
             for name in participants:
                 if name not in known:
                     empty = {"sha256": "", "size_bytes": 0, "committed_unix_ms": 0}
-                    texts = {"detail": "", "report_json": ""}
+                    texts = {"detail": "", "report_json": "", "lease_unix_ms": 0}
                     key = {"round_id": round_id, "participant": name}
                     row = {**key, "status": "assigned", "attempt": 1, **empty, **texts}
                     db.execute(insert(CONTRIBUTIONS).values(row))
@@ -209,47 +231,15 @@ class Store:
         Raises: CofuseError wrong_state when the round does not collect or does not name the
             caller, or has another file of theirs.
         """
-        with self._write() as db:
-            row = find_round(db, round_id)
-            mine = find_contribution(db, round_id, participant)
-            if mine is None:
-                raise CofuseError("wrong_state", f"{round_id} does not name {participant!r}")
-            if mine.status == "committed":
-                if mine.sha256 != sha256:
-                    raise CofuseError(
-                        "wrong_state",
-                        f"{round_id} already holds {mine.sha256[:12]} of {participant!r}",
-                    )
-                return mine
-            if row.state is not State.COLLECTING or mine.status != "assigned":
-                raise CofuseError(
-                    "wrong_state",
-                    f"{round_id} is {row.state} and {participant!r} {mine.status}: "
-                    "it takes no contribution now",
-                )
-            values: dict[str, Any] = {
-                "status": "committed",
-                "sha256": sha256,
-                "size_bytes": size_bytes,
-                "committed_unix_ms": now_unix_ms(),
-            }
-            db.execute(update_contribution(round_id, participant).values(values))
-            body = {"participant": participant, "status": "committed", "size_bytes": size_bytes}
-            tell(db, round_id, "contribution", body)
-        return replace(mine, **values)
+        try:
+            self.step(round_id, Committed(participant, sha256, size_bytes))
+        except CommitRefusedError as error:
+            raise CofuseError("wrong_state", str(error)) from error
+        return next(c for c in self.contributions(round_id) if c.participant == participant)
 
     def report(self, round_id: str, participant: str, status: str, detail: str, body: str) -> None:
         """Keep a participant's report; a refusal or failure ends its part unless committed."""
-        with self._write() as db:
-            mine = find_contribution(db, round_id, participant)
-            if mine is None:
-                return
-            changes: dict[str, Any] = {"report_json": body}
-            if mine.status == "assigned" and status in ("refused", "failed"):
-                changes |= {"status": status, "detail": plain(detail)}
-                news = {"participant": participant, "status": status, "detail": detail}
-                tell(db, round_id, "contribution", news)
-            db.execute(update_contribution(round_id, participant).values(changes))
+        self.step(round_id, Reported(participant, None, status, detail, body))
 
     # events
 
@@ -293,16 +283,22 @@ class Store:
         self, *, name: str, parent: str, round_id: str, files: Sequence[FileRef], evals_json: str
     ) -> PivotRow:
         """Publish a pivot. Repeating changes nothing; another content under the name is refused."""
-        files_json = json.dumps([file.model_dump() for file in files])
         with self._write() as db:
-            if known := db.execute(select(PIVOTS).where(PIVOTS.c.name == name)).mappings().first():
-                if known["files_json"] != files_json:
-                    raise CofuseError("bad_request", f"{name} exists with other files")
-            else:
-                texts = {"files_json": files_json, "evals_json": evals_json}
-                row = {"name": name, "parent": parent, "round_id": round_id, **texts}
-                db.execute(insert(PIVOTS).values({**row, "created_unix_ms": now_unix_ms()}))
+            put_pivot(db, name, parent, round_id, files, evals_json)
         return self.pivot(name)
+
+    def publish(
+        self, round_id: str, attempt: int, *, parent: str, files: Sequence[FileRef], evals_json: str
+    ) -> Round:
+        """End a round with its pivot, both in one transaction: no half of it is ever visible.
+
+        Raises: IllegalTransitionError when the round has ended, or another worker has it.
+        """
+        with self._write() as db:
+            after = take_step(db, round_id, Evaluated(attempt))
+            name = find_round(db, round_id).pivot_name
+            put_pivot(db, name, parent, round_id, files, evals_json)
+            return after
 
     def pivot(self, name: str) -> PivotRow:
         """One pivot.
@@ -323,3 +319,71 @@ class Store:
             return [
                 pivot_row(row) for row in db.execute(select(PIVOTS).order_by(*order)).mappings()
             ]
+
+    # recurring
+
+    def add_recurring(
+        self, *, request_id: str, submitted_by: str, spec_json: str, due_unix_ms: int
+    ) -> Recurring:
+        """Store a recurring spec, or return the one this request made before."""
+        unique = f"{submitted_by}/{request_id}"
+        with self._write() as db:
+            found = db.scalar(select(RECURRING.c.number).where(RECURRING.c.request_id == unique))
+            if found is None:
+                values = {
+                    "request_id": unique,
+                    "submitted_by": submitted_by,
+                    "spec_json": spec_json,
+                    "state": Standing.ACTIVE,
+                    "due_unix_ms": due_unix_ms,
+                    "last_round_id": "",
+                    "detail": "",
+                }
+                found = db.execute(insert(RECURRING).values(values)).inserted_primary_key[0]  # type: ignore[index]
+            return find_recurring(db, f"rec-{found}")
+
+    def recurring(self) -> list[Recurring]:
+        """All recurring specs, oldest first."""
+        with self.database.read() as db:
+            rows = db.execute(select(RECURRING).order_by(RECURRING.c.number)).mappings()
+            return [recurring_row(row) for row in rows]
+
+    def stop_recurring(self, recurring_id: str, detail: str) -> Recurring:
+        """Make no more rounds of it; one that is open goes on. Repeating changes nothing.
+
+        Raises: CofuseError unknown_recurring.
+        """
+        with self._write() as db:
+            if find_recurring(db, recurring_id).state is Standing.ACTIVE:
+                changes = {"state": Standing.STOPPED, "detail": detail}
+                db.execute(update_recurring(recurring_id).values(changes))
+            return find_recurring(db, recurring_id)
+
+    def repeat(self, recurring_id: str) -> str:
+        """Make the next round of a recurring spec if its time has come, in one transaction.
+
+        Returns: the round's id; empty when none was made.
+        """
+        with self._write() as db:
+            before = find_recurring(db, recurring_id)
+            after, is_time = decide(before, situation(db, before), now_unix_ms())
+            round_id = ""
+            if is_time:
+                round_id = make_next_round(db, before)
+                after = replace(after, last_round_id=round_id)
+            if after != before:
+                names = ("due_unix_ms", "last_round_id", "detail")
+                changes = {name: getattr(after, name) for name in names}
+                db.execute(update_recurring(recurring_id).values(changes))
+            return round_id
+
+    def note_expert(self, participant: str, version: str) -> None:
+        """Remember since when a participant's expert is as it is; the same version is no news."""
+        key = EXPERTS.c.participant == participant
+        with self.database.read() as db:
+            if db.scalar(select(EXPERTS.c.version).where(key)) == version:
+                return
+        with self._write() as db:
+            values = {"version": version, "changed_unix_ms": now_unix_ms()}
+            if not db.execute(update(EXPERTS).where(key).values(values)).rowcount:
+                db.execute(insert(EXPERTS).values({"participant": participant, **values}))

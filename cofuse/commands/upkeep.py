@@ -28,9 +28,9 @@ def fsck(
     Exit status 0: all hold. 1: something is broken; each line says what to do.
     """
     from coordinator.artifacts import Artifacts
+    from coordinator.clock import now_unix_ms
     from coordinator.database import open_database
     from coordinator.fsck import fsck as check
-    from coordinator.queries import now_unix_ms
 
     with _config(home) as config:
         database = open_database(config.store_url())

@@ -13,8 +13,8 @@ from sqlalchemy import MetaData, select
 from coordinator import backup as backup_module
 from coordinator.artifacts import Artifacts
 from coordinator.backup import Made, back_up, restore
+from coordinator.clock import now_unix_ms
 from coordinator.fsck import fsck
-from coordinator.queries import now_unix_ms
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
 from tests.coordinator.archive import Archive, make_archive

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from coordinator.clock import now_unix_ms
 from coordinator.fsck import CHECKED, GRACE_MS, UNCHECKED, Finding, fsck
-from coordinator.queries import now_unix_ms
 from coordinator.rounds import Event
 from coordinator.store_errors import StoreError
 from tests.coordinator.archive import HOUR_MS, Archive, make_archive
