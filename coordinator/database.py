@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
+from coordinator.dialect import Dialect
 from coordinator.postgres import Postgres
 from coordinator.sqlite import Sqlite
 from coordinator.store_errors import Explained, StoreError
@@ -24,39 +25,6 @@ _GROUP_MAX: Final = 32
 _RECONNECT_S: Final = 10.0
 """How long a write waits for a database server that went away, before it says so."""
 _PAUSE_S: Final = 0.25
-
-
-class Dialect(Protocol):
-    """What differs between databases."""
-
-    name: str
-    """Where it is, for people: without a password."""
-    folder: Path | None
-    """Where files of the database lie; None when it lies elsewhere."""
-
-    def open(self) -> Engine:
-        """The pool of connections; refuses places where promises could not be kept."""
-
-    def begin(self, connection: Connection) -> None:
-        """Start a transaction that has the only turn to write."""
-
-    def snapshot(self, engine: Engine) -> Connection:
-        """A connection whose reads all see one moment."""
-
-    def read(self, engine: Engine) -> Connection:
-        """A connection for one statement."""
-
-    def damage(self, connection: Connection) -> str:
-        """What a check of the database's own finds; empty when it is sound."""
-
-    def take_lead(self, writer: Connection) -> None:
-        """Make this the only coordinator of the database, for as long as `writer` lives."""
-
-    def drop_lead(self) -> None:
-        """Let another coordinator lead."""
-
-    def explain(self, error: DBAPIError) -> Explained | None:
-        """Sort an error of the driver; None when it is a fault of ours."""
 
 
 class _Group:
