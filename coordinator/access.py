@@ -28,6 +28,10 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Research/ImportPivot": frozenset({"operator"}),
     "/cofuse.v1.Research/GetPivot": _RESEARCH,
     "/cofuse.v1.Research/ListPivots": _RESEARCH,
+    # An operator's alone: the rounds it makes are approved.
+    "/cofuse.v1.Recurring/StartRecurring": frozenset({"operator"}),
+    "/cofuse.v1.Recurring/StopRecurring": frozenset({"operator"}),
+    "/cofuse.v1.Recurring/ListRecurring": _RESEARCH,
 }
 PUT_ROLES: Final[Mapping[str, frozenset[str]]] = {
     "PROMPTS": _RESEARCH,

@@ -19,12 +19,18 @@ class CoordinatorConfig(StrictConfig):
     """What participants are told to dial instead, when a proxy or NAT stands before it."""
     data_dir: Path
     """Database, artifacts and job folders."""
+    store: str | None = None
+    """Database: postgresql+psycopg://USER@HOST/NAME; default a SQLite file in data_dir."""
     approval: Literal["operator", "auto"] = "operator"
     """Who lets a submitted round run."""
     max_upload_bytes: int = Field(default=64 * 2**30, ge=1)
     fuse_workers: int = Field(default=0, ge=0)
     """Training runs side by side in a fusion job; 0: one more than CPU cores."""
     tls: TlsConfig
+
+    def store_url(self) -> str:
+        """Where the database is, as coordinator/database.py wants it."""
+        return self.store or f"sqlite:///{self.data_dir / 'coordinator.sqlite'}"
 
 
 def load_config(path: Path) -> CoordinatorConfig:

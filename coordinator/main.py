@@ -18,14 +18,16 @@ from coordinator.artifacts import Artifacts
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.engine import Engine, EngineConfig
 from coordinator.fleet_service import FleetService
+from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
 from coordinator.store import Store
+from coordinator.store_errors import StoreError
 from coordinator.transfer_service import TransferService
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
 from protos.tls import SERVER_OPTIONS, server_credentials
-from protos.v1 import fleet_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
+from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
 
 _RPC_THREADS: Final = 64
 """A watcher holds one while it watches."""
@@ -38,13 +40,14 @@ class Running:
     address: str
     engine_address: str
     scheduler: Scheduler
+    store: Store
 
 
 @contextlib.contextmanager
 def serving(config: CoordinatorConfig) -> Iterator[Running]:
     """Wire everything, serve until the block ends, stop in order."""
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    store = Store.at(config.data_dir / "coordinator.sqlite")
+    store = Store(config.store_url(), lead=True, backups=config.data_dir)
     artifacts = Artifacts(config.data_dir / "artifacts")
     host, _, port = config.engine_listen.rpartition(":")
     engine = Engine(
@@ -75,15 +78,19 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         store, artifacts, auto_approve=config.approval == "auto", online=engine.online
     )
     research_pb2_grpc.add_ResearchServicer_to_server(research, server)
+    recurring_pb2_grpc.add_RecurringServicer_to_server(
+        RecurringService(store, research.checked), server
+    )
     bound = server.add_secure_port(config.listen, server_credentials(config.tls.files()))
     server.start()
     try:
         address = f"{config.listen.rpartition(':')[0]}:{bound}"
-        yield Running(address, engine.public_address, scheduler)
+        yield Running(address, engine.public_address, scheduler, store)
     finally:
         scheduler.stop()
         server.stop(grace=1).wait()
         engine.stop()
+        store.close()
 
 
 def main(argv: list[str]) -> int:
@@ -100,7 +107,24 @@ def main(argv: list[str]) -> int:
         return 2
     stop = threading.Event()
     on_stop_signal(stop.set)
+    try:
+        return _serve(config, stop)
+    except StoreError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def _serve(config: CoordinatorConfig, stop: threading.Event) -> int:
+    """Serve until told to stop; 1 when the database can take no more writes."""
+    lost = threading.Event()
     with serving(config) as running:
+
+        def give_up(reason: str) -> None:
+            logging.getLogger(__name__).critical("ending: %s", reason)
+            lost.set()
+            stop.set()
+
+        running.store.database.on_fatal = give_up
         ready = {
             "kind": "ready",
             "address": running.address,
@@ -113,7 +137,7 @@ def main(argv: list[str]) -> int:
         stop.wait()
         running.scheduler.stop()
         loop.join()
-    return 0
+    return int(lost.is_set())
 
 
 if __name__ == "__main__":

@@ -39,11 +39,9 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
     def SubmitRound(self, request: pb.SubmitRoundRequest, context: Any) -> pb.Round:
         """Check the spec against what is here, then store it."""
         try:
-            if not _REQUEST_ID.fullmatch(request.request_id):
-                raise CofuseError("bad_request", "request_id: wanted 1..64 of A-Z a-z 0-9 _ -")
-            spec = self._checked(request.spec_json)
+            spec = self.checked(request.spec_json)
             row = self._store.submit_round(
-                request_id=request.request_id,
+                request_id=checked_request_id(request.request_id),
                 submitted_by=caller(context).name,
                 spec_json=spec.model_dump_json(),
                 deadline_ms=int(spec.deadline_minutes * 60_000),
@@ -145,7 +143,11 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         """All pivots, oldest first."""
         return pb.ListPivotsReply(pivots=[_pivot(row) for row in self._store.pivots()])
 
-    def _checked(self, spec_json: str) -> RoundSpec:
+    def checked(self, spec_json: str) -> RoundSpec:
+        """The spec, when everything that it names is here.
+
+        Raises: CofuseError.
+        """
         try:
             spec = parse_spec(spec_json)
             self._store.pivot(spec.pivot)
@@ -194,6 +196,16 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
                 for part in self._store.contributions(row.round_id)
             ],
         )
+
+
+def checked_request_id(text: str) -> str:
+    """Return the id when it is one.
+
+    Raises: CofuseError bad_request.
+    """
+    if not _REQUEST_ID.fullmatch(text):
+        raise CofuseError("bad_request", "request_id: wanted 1..64 of A-Z a-z 0-9 _ -")
+    return text
 
 
 def _pivot(row: PivotRow) -> pb.Pivot:

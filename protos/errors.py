@@ -28,6 +28,10 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "bad_request": Entry(_S.INVALID_ARGUMENT, "correct the field and send it again"),
     "bad_spec": Entry(_S.INVALID_ARGUMENT, "correct the round spec and submit it again"),
     "unknown_round": Entry(_S.NOT_FOUND, "list the rounds with: cofuse round ls"),
+    "unknown_name": Entry(
+        _S.NOT_FOUND, "names are those that round ls, participants, pivot ls, recurring ls show"
+    ),
+    "unknown_recurring": Entry(_S.NOT_FOUND, "list the recurring rounds with: cofuse recurring ls"),
     "unknown_pivot": Entry(_S.NOT_FOUND, "list the pivots with: cofuse pivot ls"),
     "unknown_participant": Entry(
         _S.NOT_FOUND, "let it join first (cofuse participant up), or leave it out of the spec"
@@ -47,6 +51,13 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "unreachable": Entry(
         _S.UNAVAILABLE,
         "check address and network, and that certificate.pem was issued by its authority",
+    ),
+    "storage_full": Entry(
+        _S.RESOURCE_EXHAUSTED,
+        "the operator frees space on the coordinator's disk; transfers then go on by themselves",
+    ),
+    "store_unavailable": Entry(
+        _S.UNAVAILABLE, "try again; if it stays so, look into the coordinator's log"
     ),
     "bad_contribution": Entry(
         _S.INVALID_ARGUMENT,

@@ -5,9 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from cofuse.commands import upkeep
 from cofuse.commands.connection import fail
 
 app = typer.Typer(no_args_is_help=True, help="Run the consortium's coordinator.")
+for command in (upkeep.fsck, upkeep.backup, upkeep.restore):
+    app.command()(command)
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
 
