@@ -36,8 +36,8 @@ _TIMES: Final = f"""## One deadline
 nobody is waited for once there is a quorum. All else is progress, not time:
 
 - An assignment of which nothing is heard for {ASSIGNMENT_LEASE_MS // 60_000} minutes goes out
-  again as a new attempt; one that was lost goes out at once. What an older attempt says of its failure no
-  longer counts; what it contributes does.
+  again as a new attempt; one that was lost goes out at once. What an older attempt says of its
+  failure no longer counts; what it contributes does.
 - A fusion worker that neither computes nor speaks for {FUSION_LEASE_MS // 60_000} minutes is
   ended and followed by another, which goes on where it was. A killed one is followed at once;
   {MAX_LOSSES} lost ones end the round.
