@@ -63,6 +63,28 @@ class Round:
     losses: int = 0
     """Workers lost so far."""
 
+    @property
+    def answers(self) -> str:
+        """Who refused, failed or kept silent, in words."""
+        told = [f"{p.participant} {p.status}: {p.detail}" for p in self.parts if p.detail]
+        late = [part.participant for part in self.parts if part.status == "assigned"]
+        return "; ".join([*told, *([f"no answer from {', '.join(late)}"] if late else [])])
+
+    @property
+    def missing(self) -> str:
+        """What it still waits for, in words."""
+        match self.state:
+            case State.SUBMITTED:
+                return "nobody approved it in time"
+            case State.COLLECTING:
+                have = sum(part.status == "committed" for part in self.parts)
+                wanted = f"found {have} contributions, wanted {self.needed}"
+                return "; ".join(filter(None, [wanted, self.answers]))
+            case State.FUSING | State.EVALUATING:
+                begun = "it was fusing" if self.lease_unix_ms else "it waited for its turn to fuse"
+                return f"{begun}; give the round a longer deadline, or keep more of it for fusing"
+        return "the deadline has passed"
+
 
 @dataclass(frozen=True, slots=True)
 class Deliver:

@@ -51,14 +51,6 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
     (_S.EVALUATING, _E.CANCEL): _S.CANCELLED,
 }
 FINAL: Final = frozenset(State) - {state for state, _ in TRANSITIONS}
-OWNERS: Final[Mapping[State, tuple[str, str]]] = {
-    _S.SUBMITTED: ("an operator", "the deadline"),
-    _S.APPROVED: ("the scheduler", "its next pass"),
-    _S.COLLECTING: ("each named participant", "its lease, then it is asked again; the deadline"),
-    _S.FUSING: ("the fusion worker", "its lease, then another starts; the deadline"),
-    _S.EVALUATING: ("the fusion worker", "its lease, then another starts; the deadline"),
-}
-"""Who must act in each open state, and what ends the waiting."""
 
 ASSIGNMENT_LEASE_MS: Final = 600_000
 """An assignment of which nothing is heard goes out again after this: a message can be lost."""
@@ -240,13 +232,13 @@ def _conclude(round_: Round, now: int) -> Round:
     if round_.state in FINAL:
         return round_
     if now >= round_.deadline_unix_ms:
-        return _move(round_, Event.DEADLINE_PASSED, _what_was_missing(round_), now)
+        return _move(round_, Event.DEADLINE_PASSED, round_.missing, now)
     if round_.state is State.APPROVED:
         return _move(round_, Event.ISSUE, "", now)
     if round_.state is State.COLLECTING:
         event = outcome(round_, now)
         if event is not None:
-            return _move(round_, event, _answers(round_), now)
+            return _move(round_, event, round_.answers, now)
         return replace(round_, parts=tuple(_ask_again(part, now) for part in round_.parts))
     if round_.lease_unix_ms and _over(round_.lease_unix_ms, now, FUSION_LEASE_MS):
         return _lose(round_, now)
@@ -304,24 +296,3 @@ def _restart(round_: Round, now: int) -> Round:
     if round_.state in (State.FUSING, State.EVALUATING):
         return replace(round_, attempt=round_.attempt + 1, lease_unix_ms=0)
     return round_
-
-
-def _answers(round_: Round) -> str:
-    """Who said what, for the round's story."""
-    told = [f"{p.participant} {p.status}: {p.detail}" for p in round_.parts if p.detail]
-    late = [part.participant for part in round_.parts if part.status == "assigned"]
-    return "; ".join([*told, *([f"no answer from {', '.join(late)}"] if late else [])])
-
-
-def _what_was_missing(round_: Round) -> str:
-    match round_.state:
-        case State.SUBMITTED:
-            return "nobody approved it in time"
-        case State.COLLECTING:
-            have = sum(part.status == "committed" for part in round_.parts)
-            wanted = f"found {have} contributions, wanted {round_.needed}"
-            return "; ".join(filter(None, [wanted, _answers(round_)]))
-        case State.FUSING | State.EVALUATING:
-            begun = "it was fusing" if round_.lease_unix_ms else "it waited for its turn to fuse"
-            return f"{begun}; give the round a longer deadline, or keep more of it for fusing"
-    return "the deadline has passed"

@@ -1,5 +1,6 @@
 """docs/rounds.md, drawn from the table: `python -m coordinator.rounds_page`."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from coordinator.rounds import (
@@ -7,10 +8,19 @@ from coordinator.rounds import (
     FINAL,
     FUSION_LEASE_MS,
     MAX_LOSSES,
-    OWNERS,
     REPORT_GRACE_MS,
     TRANSITIONS,
+    State,
 )
+
+OWNERS: Final[Mapping[State, tuple[str, str]]] = {
+    State.SUBMITTED: ("an operator", "the deadline"),
+    State.APPROVED: ("the scheduler", "its next pass"),
+    State.COLLECTING: ("each named participant", "its lease, then it is asked again; the deadline"),
+    State.FUSING: ("the fusion worker", "its lease, then another starts; the deadline"),
+    State.EVALUATING: ("the fusion worker", "its lease, then another starts; the deadline"),
+}
+"""Who must act in each open state, and what ends the waiting."""
 
 
 def as_markdown() -> str:
@@ -36,8 +46,8 @@ _TIMES: Final = f"""## One deadline
 nobody is waited for once there is a quorum. All else is progress, not time:
 
 - An assignment of which nothing is heard for {ASSIGNMENT_LEASE_MS // 60_000} minutes goes out
-  again as a new attempt; one that was lost goes out at once. What an older attempt says of its failure no
-  longer counts; what it contributes does.
+  again as a new attempt; one that was lost goes out at once. What an older attempt says of its
+  failure no longer counts; what it contributes does.
 - A fusion worker that neither computes nor speaks for {FUSION_LEASE_MS // 60_000} minutes is
   ended and followed by another, which goes on where it was. A killed one is followed at once;
   {MAX_LOSSES} lost ones end the round.

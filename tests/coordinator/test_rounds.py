@@ -29,7 +29,6 @@ from coordinator.rounds import (
     FINAL,
     FUSION_LEASE_MS,
     MAX_LOSSES,
-    OWNERS,
     REPORT_GRACE_MS,
     RETRY_MS,
     TRANSITIONS,
@@ -41,7 +40,7 @@ from coordinator.rounds import (
     duties,
     step,
 )
-from coordinator.rounds_page import as_markdown
+from coordinator.rounds_page import OWNERS, as_markdown
 
 NOW = 1_700_000_000_000
 HOUR_MS = 3_600_000

@@ -117,7 +117,7 @@ class Place:
             loop.join(timeout=30)
             assert not loop.is_alive()
 
-    def wait(self, happened: Callable[[], Any], seconds: float = 60) -> Any:
+    def wait(self, happened: Callable[[], Any], seconds: float = 240) -> Any:
         """Wait for news of the store until `happened` is true; return what it returned."""
         end = time.monotonic() + seconds
         while not (found := happened()):
