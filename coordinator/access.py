@@ -6,6 +6,8 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
+from coordinator.observe import observed
+from protos.bounds import check_bounds
 from protos.errors import CofuseError, abort
 from protos.v1 import transfer_pb2
 from trust.ca import Identity, IdentityError, identity_of
@@ -28,6 +30,10 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Research/ImportPivot": frozenset({"operator"}),
     "/cofuse.v1.Research/GetPivot": _RESEARCH,
     "/cofuse.v1.Research/ListPivots": _RESEARCH,
+    "/cofuse.v1.Research/Why": _RESEARCH,
+    "/grpc.health.v1.Health/Check": _ALL,
+    # Each holds a thread for as long as it likes.
+    "/grpc.health.v1.Health/Watch": frozenset({"operator"}),
 }
 PUT_ROLES: Final[Mapping[str, frozenset[str]]] = {
     "PROMPTS": _RESEARCH,
@@ -96,7 +102,8 @@ class RoleInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
             return behaviour(request, context)
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(call, response_serializer=handler.response_serializer)
+        told = observed(details.method, call, answers_stream=kind.endswith("_stream"))
+        return make(told, response_serializer=handler.response_serializer)
 
 
 def _require_role(method: str, context: Any) -> None:
@@ -107,9 +114,11 @@ def _require_role(method: str, context: Any) -> None:
 
 def _parse(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
     try:
-        return parse(raw)
+        message = parse(raw)
     except DecodeError as error:
         raise CofuseError("bad_request", "found bytes that are no message of this call") from error
+    check_bounds(message)
+    return message
 
 
 def _parsed(raw: Iterator[bytes], parse: Callable[[bytes], Any]) -> Iterator[Any]:

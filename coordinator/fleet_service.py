@@ -57,6 +57,10 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 raise CofuseError(
                     "unknown_artifact", f"you have uploaded no file {request.sha256[:80]}"
                 )
+            if request.size_bytes != owned[1]:
+                raise CofuseError(
+                    "bad_request", f"size_bytes: found {request.size_bytes}, wanted {owned[1]}"
+                )
             spec = RoundSpec.model_validate_json(row.spec_json)
             self._check(self._artifacts.path(request.sha256), spec)
             kept = self._store.commit(

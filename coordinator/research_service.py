@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,11 +31,13 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         *,
         auto_approve: bool,
         online: Callable[[], set[int]],
+        stopping: threading.Event | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._auto_approve = auto_approve
         self._online = online
+        self._stopping = stopping or threading.Event()
 
     def SubmitRound(self, request: pb.SubmitRoundRequest, context: Any) -> pb.Round:
         """Check the spec against what is here, then store it."""
@@ -78,6 +81,8 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         seq = request.after_seq
         while context.is_active():
             try:
+                if self._stopping.is_set():
+                    raise CofuseError("stopping", "the coordinator is stopping")
                 final = self._store.round(request.round_id).state in FINAL
             except CofuseError as error:
                 abort(context, error)
@@ -120,6 +125,11 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
             if not re.fullmatch(r"pivot-[0-9]{1,9}", request.name):
                 raise CofuseError(
                     "bad_request", f"name: found {request.name[:40]!r}, wanted pivot-N"
+                )
+            given = [f.name for f, _ in request.ListFields() if f.name not in ("name", "files")]
+            if given:
+                raise CofuseError(
+                    "bad_request", f"{', '.join(given)}: an imported pivot has none; leave it out"
                 )
             if "model.safetensors" not in {file.name for file in files}:
                 raise CofuseError("bad_request", "a pivot needs its model.safetensors")

@@ -30,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 
+from coordinator.metrics import DB_COMMIT_SECONDS
 from coordinator.rounds import FINAL, Event, State, advance
 from protos.errors import CofuseError
 from protos.messages import FileRef
@@ -178,13 +179,21 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
+        with DB_COMMIT_SECONDS.time(), self._engine.begin() as connection:
             # A plain BEGIN that reads and then writes fails at once when another writer comes
             # in between; this one waits its turn.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
         with self.changed:
             self.changed.notify_all()
+
+    def check_writable(self) -> None:
+        """Take the writers' turn and give it back, changing nothing.
+
+        Raises: sqlalchemy.exc.SQLAlchemyError when the database takes no writer.
+        """
+        with self._write():
+            pass
 
     # participants
 
@@ -358,6 +367,25 @@ class Store:
         with self._engine.connect() as db:
             return [
                 EventRow(**{k: row[k] for k in ("seq", "time_unix_ms", "kind", "body_json")})
+                for row in db.execute(query).mappings()
+            ]
+
+    def news(self, after_seq: int = 0) -> list[tuple[str, EventRow]]:
+        """Every round's changes of state and contributions after `after_seq`, oldest first.
+
+        Returns: (round id, event) pairs.
+        """
+        query = (
+            select(_EVENTS)
+            .where(_EVENTS.c.seq > after_seq, _EVENTS.c.kind.in_(("state", "contribution")))
+            .order_by(_EVENTS.c.seq)
+        )
+        with self._engine.connect() as db:
+            return [
+                (
+                    row["round_id"],
+                    EventRow(**{k: row[k] for k in ("seq", "time_unix_ms", "kind", "body_json")}),
+                )
                 for row in db.execute(query).mappings()
             ]
 

@@ -159,6 +159,8 @@ def parse_spec(text: str) -> RoundSpec:
         spec = RoundSpec.model_validate(json.loads(text))
     except (json.JSONDecodeError, ValidationError) as error:
         raise SpecError(first_message(error)) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+        raise SpecError(f"the spec cannot be read as JSON: {error}") from error
     for field in ("prompts", "evals"):
         value = getattr(spec, field)
         if value is not None and not _is_digest(value):
