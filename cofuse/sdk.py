@@ -79,6 +79,14 @@ class Pivot:
     evals: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where a round or a participant stands, and why: (what was found, what helps) pairs."""
+
+    state: str
+    reasons: tuple[tuple[str, str], ...]
+
+
 class Coordinator:
     """A connection under one identity. Every call repeats safely."""
 
@@ -147,6 +155,12 @@ class Coordinator:
         with remote_errors():
             reply = self._research.ListRounds(pb.ListRoundsRequest())
         return [_round(row) for row in reply.rounds]
+
+    def why(self, name: str) -> Explanation:
+        """Explain what a round (by id) or a participant (by name) waits for, or why it ended."""
+        with remote_errors():
+            reply = self._research.Why(pb.WhyRequest(name=name))
+        return Explanation(reply.state, tuple((row.says, row.do) for row in reply.reasons))
 
     def watch(self, round_id: str, *, after_seq: int = 0) -> Iterator[Event]:
         """Yield the round's events until it is final, across restarts of the coordinator."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
-from coordinator.observe import observed
+from coordinator.observe import observing
 from protos.bounds import check_bounds
 from protos.errors import CofuseError, abort
 from protos.v1 import transfer_pb2
@@ -92,18 +92,28 @@ class RoleInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
         kind = next(name for name in kinds if getattr(handler, name))
         behaviour, streams = getattr(handler, kind), kind.startswith("stream")
 
-        def call(raw: Any, context: Any) -> Any:
+        def request_of(raw: Any, context: Any) -> Any:
+            _require_role(details.method, context)
+            parse = handler.request_deserializer
+            return _parsed(raw, parse) if streams else _parse(raw, parse)
+
+        def answer(raw: Any, context: Any) -> Any:
             try:
-                _require_role(details.method, context)
-                parse = handler.request_deserializer
-                request = _parsed(raw, parse) if streams else _parse(raw, parse)
+                with observing(details.method, context):
+                    return behaviour(request_of(raw, context), context)
             except CofuseError as error:
                 abort(context, error)
-            return behaviour(request, context)
+
+        def answers(raw: Any, context: Any) -> Iterator[Any]:
+            try:
+                with observing(details.method, context):
+                    yield from behaviour(request_of(raw, context), context)
+            except CofuseError as error:
+                abort(context, error)
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        told = observed(details.method, call, answers_stream=kind.endswith("_stream"))
-        return make(told, response_serializer=handler.response_serializer)
+        wrapped = answers if kind.endswith("_stream") else answer
+        return make(wrapped, response_serializer=handler.response_serializer)
 
 
 def _require_role(method: str, context: Any) -> None:

@@ -11,7 +11,7 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cryptography import x509
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -36,20 +36,36 @@ _BUCKETS: Final = (
 _STAGES: Final = {State.FUSING: "fusing", State.EVALUATING: "evaluating"}
 
 
+class Beat(Protocol):
+    """What a participant that attends said last."""
+
+    @property
+    def seen_unix_ms(self) -> int:
+        """When, by our clock."""
+
+    @property
+    def clock_skew_ms(self) -> int:
+        """Its clock less ours."""
+
+
 class Figures(Collector):
-    """Every metric of one coordinator."""
+    """Every metric of one coordinator.
+
+    Args: certificates: PEM files by kind. attending: the participants that are connected now, by
+        name; None: no beat of theirs has come yet.
+    """
 
     def __init__(
         self,
         store: Store,
         data_dir: Path,
         certificates: Mapping[str, Path],
-        online: Callable[[], set[int]],
+        attending: Callable[[], Mapping[str, Beat | None]],
     ) -> None:
         self._store = store
         self._data_dir = data_dir
         self._certificates = certificates
-        self._online = online
+        self._attending = attending
         self._lock = threading.Lock()
         self._seq = 0
         self._rounds: dict[str, tuple[State, int, int]] = {}
@@ -98,7 +114,7 @@ class Figures(Collector):
             "Number of the newest pivot; -1: none yet.",
             max(versions, default=-1),
         )
-        yield _gauge("fed_nodes_online", "Participants connected now.", len(self._online()))
+        yield from self._nodes()
         free = shutil.disk_usage(self._data_dir).free
         yield _gauge("fed_store_free_bytes", "Free space where the state is kept.", free)
         yield self._expiries()
@@ -128,6 +144,21 @@ class Figures(Collector):
         for state in State:
             metric.add_metric([state], found[state])
         return metric
+
+    def _nodes(self) -> Iterator[Metric]:
+        beats, now = self._attending(), time.time() * 1000
+        yield _gauge("fed_nodes_online", "Participants connected now.", len(beats))
+        seen = GaugeMetricFamily(
+            "fed_node_last_seen_seconds", "Since a participant's last beat.", labels=["node"]
+        )
+        skew = GaugeMetricFamily(
+            "fed_node_clock_skew_seconds", "A participant's clock less ours.", labels=["node"]
+        )
+        for name, beat in beats.items():
+            if beat is not None:
+                seen.add_metric([name], (now - beat.seen_unix_ms) / 1000)
+                skew.add_metric([name], beat.clock_skew_ms / 1000)
+        yield from (seen, skew)
 
     def _expiries(self) -> Metric:
         metric = GaugeMetricFamily(

@@ -88,11 +88,10 @@ class Health:
         """Whether its loops turn; if not, a restart is the cure."""
         return time.monotonic() - self._checked <= STALE_S and self._alive()
 
-    def wait_change(self, before: dict[str, str], timeout_s: float) -> dict[str, str]:
-        """Return problems() once they differ in being any, or after the time."""
+    def wait_change(self, before: Mapping[str, str], timeout_s: float) -> None:
+        """Wait until it becomes ready or unready, unlike `before`, or the time is over."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self.problems()) != bool(before), timeout_s)
-        return self.problems()
 
     def _run(self) -> None:
         while not self.stopping.wait(self._every_s):
@@ -119,12 +118,16 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         _require_whole(request, context)
         left = threading.Event()
         context.add_callback(left.set)
-        problems = self._health.problems()
-        yield _reply(problems)
-        while not left.is_set() and not self._health.stopping.is_set():
-            before, problems = problems, self._health.wait_change(problems, EVERY_S)
-            if bool(problems) != bool(before):
+        told: bool | None = None
+        while not left.is_set():
+            last = self._health.stopping.is_set()  # asked first: a stop in between comes around
+            problems = self._health.problems()
+            if bool(problems) is not told:
+                told = bool(problems)
                 yield _reply(problems)
+            if last:
+                return
+            self._health.wait_change(problems, EVERY_S)
 
 
 def _require_whole(request: pb.HealthCheckRequest, context: Any) -> None:

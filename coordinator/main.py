@@ -33,7 +33,7 @@ from protos.process import die_with_parent, on_stop_signal
 from protos.tls import SERVER_OPTIONS, server_credentials
 from protos.v1 import fleet_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
 
-_LOG = logs.logger(__name__)
+_LOG = logs.logger("coordinator.main")  # also when this file is the program
 _RPC_THREADS: Final = 64
 """A watcher holds one while it watches."""
 
@@ -69,6 +69,8 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
     Raises: ConfigError when a port, a file or the folder of the configuration cannot be used.
     """
     with ExitStack() as stack:
+        with _told("tls"):
+            config.tls.files().read()  # its errors name the file; the libraries' do not
         with _told("data_dir"):
             config.data_dir.mkdir(parents=True, exist_ok=True)
             artifacts = Artifacts(config.data_dir / "artifacts")
@@ -85,7 +87,12 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             beat=lambda: systemd.notify(systemd.WATCHDOG),
         )
         certificates = {"server": config.tls.certificate, "authority": config.tls.ca}
-        figures = Figures(store, config.data_dir, certificates, engine.online)
+
+        def attending() -> dict[str, None]:
+            online = engine.online()
+            return {n: None for n, row in store.participants().items() if row.node_id in online}
+
+        figures = Figures(store, config.data_dir, certificates, attending)
         with _told("ops_listen"):
             ops = OpsServer(config.ops_listen, health, figures.text)
         ops.start()

@@ -6,18 +6,22 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.rounds import FINAL, Event, IllegalTransitionError
-from coordinator.store import PivotRow, RoundRow, Store
+from coordinator.store import PivotRow, RoundRow, Store, now_unix_ms
+from coordinator.why import Explanation, explain, explain_participant
 from protos.errors import CofuseError, abort
 from protos.messages import FileRef
 from protos.public_sets import PublicSetError, read_evals, read_prompts
-from protos.spec import RoundSpec, SpecError, parse_spec
+from protos.spec import RoundSpec, SpecError, first_message, parse_spec
 from protos.v1 import research_pb2 as pb
 from protos.v1 import research_pb2_grpc
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_IMPORTED = re.compile(r"pivot-(0|[1-9][0-9]{0,5})")  # room above for those made from it
 _WATCH_WAKE_S = 1.0
 
 
@@ -115,6 +119,15 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
             ]
         )
 
+    def Why(self, request: pb.WhyRequest, context: Any) -> pb.WhyReply:
+        """Why a round or a participant stands where it does."""
+        try:
+            found = self._explained(request.name)
+        except CofuseError as error:
+            abort(context, error)
+        reasons = [pb.Reason(says=reason.says, do=reason.do) for reason in found.reasons]
+        return pb.WhyReply(state=found.state, reasons=reasons)
+
     def ImportPivot(self, request: pb.Pivot, context: Any) -> pb.Pivot:
         """Register uploaded files as a pivot without a parent."""
         try:
@@ -122,9 +135,9 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
                 FileRef(name=file.name, sha256=file.sha256, size_bytes=file.size_bytes)
                 for file in request.files
             )
-            if not re.fullmatch(r"pivot-[0-9]{1,9}", request.name):
+            if not _IMPORTED.fullmatch(request.name):
                 raise CofuseError(
-                    "bad_request", f"name: found {request.name[:40]!r}, wanted pivot-N"
+                    "bad_request", f"name: found {request.name[:40]!r}, wanted pivot-N, N < 10^6"
                 )
             given = [f.name for f, _ in request.ListFields() if f.name not in ("name", "files")]
             if given:
@@ -134,15 +147,19 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
             if "model.safetensors" not in {file.name for file in files}:
                 raise CofuseError("bad_request", "a pivot needs its model.safetensors")
             for file in files:
-                self._need(file.sha256, "PIVOT")
+                size = self._need(file.sha256, "PIVOT").stat().st_size
+                if file.size_bytes != size:
+                    raise CofuseError(
+                        "bad_request", f"{file.name}: found {file.size_bytes} bytes, wanted {size}"
+                    )
             row = self._store.add_pivot(
                 name=request.name, parent="", round_id="", files=files, evals_json="{}"
             )
             return _pivot(row)
         except CofuseError as error:
             abort(context, error)
-        except ValueError as error:  # a file name or digest that is none
-            abort(context, CofuseError("bad_request", f"files: {error}"))
+        except ValidationError as error:  # a file name or digest that is none
+            abort(context, CofuseError("bad_request", f"files: {first_message(error)}"))
 
     def GetPivot(self, request: pb.GetPivotRequest, context: Any) -> pb.Pivot:
         """One pivot's manifest."""
@@ -154,6 +171,21 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
     def ListPivots(self, request: pb.ListPivotsRequest, context: Any) -> pb.ListPivotsReply:
         """All pivots, oldest first."""
         return pb.ListPivotsReply(pivots=[_pivot(row) for row in self._store.pivots()])
+
+    def _explained(self, name: str) -> Explanation:
+        people, here = self._store.participants(), self._online()
+        online = {one for one, row in people.items() if row.node_id in here}
+        if name in people:
+            waiting = [
+                row.round_id
+                for row in self._store.rounds(active_only=True)
+                for part in self._store.contributions(row.round_id)
+                if part.participant == name and part.status == "assigned"
+            ]
+            return explain_participant(people[name], online=name in online, open_rounds=waiting)
+        row = self._store.round(name)
+        parts = self._store.contributions(name)
+        return explain(row, parts, online=online, now_unix_ms=now_unix_ms())
 
     def _checked(self, spec_json: str) -> RoundSpec:
         try:

@@ -4,6 +4,7 @@ Every method is one transaction: what it reports done is on disk (WAL, synchrono
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -469,7 +470,8 @@ def _open(url: str) -> Engine:
 
 def _number(round_id: str) -> int:
     head, _, number = round_id.partition("-")
-    if head != "rnd" or not (number.isascii() and number.isdigit() and len(number) < 10):
+    # As we write it, and no other spelling: "rnd-07" would be another key of the other tables.
+    if head != "rnd" or not re.fullmatch(r"[1-9][0-9]{0,8}", number):
         raise CofuseError("unknown_round", f"found round id {round_id[:60]!r}, wanted rnd-<number>")
     return int(number)
 

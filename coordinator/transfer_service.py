@@ -5,7 +5,7 @@ from typing import Any
 
 from coordinator.access import GET_KINDS, caller, kind_name
 from coordinator.artifacts import Artifacts
-from coordinator.metrics import UPLOAD_RESUMES
+from coordinator.metrics import UPLOAD_BYTES, UPLOAD_RESUMES
 from coordinator.store import Store
 from protos.chunks import read_chunks
 from protos.errors import CofuseError, abort
@@ -98,4 +98,5 @@ def _chunks(requests: Iterator[pb.PutRequest]) -> Iterator[bytes]:
     for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise CofuseError("bad_request", "after the header a Put holds chunks only")
+        UPLOAD_BYTES.inc(len(request.chunk))
         yield request.chunk

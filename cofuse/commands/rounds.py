@@ -101,6 +101,23 @@ def cancel(round_id: RoundId, at: At, identity: Identity) -> None:
         typer.echo(coordinator.cancel(round_id).state)
 
 
+def why(
+    name: Annotated[str, typer.Argument(help="A round's id or a participant's name.")],
+    at: At,
+    identity: Identity,
+    as_json: Json = False,
+) -> None:
+    """Say what a round or a participant waits for, or why it ended, and what helps."""
+    with connected(at, identity) as coordinator:
+        found = coordinator.why(name)
+    typer.echo(found.state, err=as_json)
+    for says, do in found.reasons:
+        typer.echo(f"  {says}" + (f"\n    -> {do}" if do else ""), err=as_json)
+    if as_json:
+        reasons = [{"says": says, "do": do} for says, do in found.reasons]
+        typer.echo(json.dumps({"name": name, "state": found.state, "reasons": reasons}))
+
+
 def _as_json(found: Round) -> dict[str, Any]:
     return {
         "round_id": found.round_id,
