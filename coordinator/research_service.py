@@ -183,6 +183,10 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
                 if part.participant == name and part.status == "assigned"
             ]
             return explain_participant(people[name], online=name in online, open_rounds=waiting)
+        if not name.startswith("rnd-"):
+            raise CofuseError(
+                "unknown_participant", f"found {name!r}, wanted a round's id or who has joined"
+            )
         row = self._store.round(name)
         parts = self._store.contributions(name)
         return explain(row, parts, online=online, now_unix_ms=now_unix_ms())

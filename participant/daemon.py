@@ -29,6 +29,7 @@ from participant.policy import (
     load_policy,
 )
 from participant.stages.cpt import Expert
+from protos import logs
 from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.errors import RemoteError
@@ -204,7 +205,7 @@ class Participant:
 def main(argv: list[str]) -> int:
     """Run the daemon of one participant.toml."""
     die_with_parent()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logs.configure("participant")
     if len(argv) != 1:
         sys.stderr.write("usage: python -m participant.daemon participant.toml\n")
         return 2
