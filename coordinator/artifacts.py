@@ -98,11 +98,13 @@ class Artifacts:
         Raises: OSError when the disk is full, read-only or broken.
         """
         probe = self._incoming / ".writable"
-        with probe.open("wb") as file:
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        probe.unlink()
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
 
     def _partial(self, sha256: str, sender: str) -> Path:
         return self._incoming / f"{checked_digest(sha256)}.{sender}"

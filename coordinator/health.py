@@ -19,6 +19,7 @@ _LOG = logger(__name__)
 EVERY_S: Final = 5.0
 STALE_S: Final = 45.0
 """A check that takes longer hangs: the database itself waits at most 30 s for its turn."""
+_JOIN_S: Final = 1.0
 _STATUS = pb.HealthCheckResponse
 
 
@@ -62,8 +63,8 @@ class Health:
             self._changed.notify_all()
 
     def join(self) -> None:
-        """Wait for the thread of checks."""
-        self._thread.join(STALE_S)
+        """Wait for the thread of checks, unless one hangs."""
+        self._thread.join(_JOIN_S)
 
     def check(self) -> None:
         """Run every check now."""

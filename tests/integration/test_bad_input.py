@@ -460,3 +460,25 @@ def test_every_role_that_may_not_call_is_one_line_too(place: Place) -> None:
             outcome = place.call(method, b"", role)
             assert outcome.error_id == "not_allowed"
             _check_words(method, outcome, f"{method} by {role}")
+
+
+@pytest.mark.parametrize(
+    ("method", "query"),
+    [("/cofuse.v1.Research/ListRounds", "rounds"), ("/cofuse.v1.Research/WatchRound", "events")],
+)
+def test_a_fault_of_ours_is_told_by_reference_and_explained_in_the_log(
+    place: Place, monkeypatch: pytest.MonkeyPatch, method: str, query: str
+) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        raise RuntimeError("found a secret\nin /var/lib")
+
+    monkeypatch.setattr(Store, query, broken)
+    outcome = place.send(method, place.good[method].request)
+    assert (outcome.error_id, outcome.code) == ("internal", grpc.StatusCode.INTERNAL)
+    assert "secret" not in outcome.details
+    assert CATALOGUE["internal"].do in outcome.details
+    [line] = outcome.log
+    assert (line["event"], line["level"]) == ("rpc.failed", "error")
+    assert line["reference"] in outcome.details
+    assert line["error"] == "RuntimeError: found a secret\\nin /var/lib"
+    assert "broken" in line["where"][0]
