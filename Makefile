@@ -30,7 +30,7 @@ protos: .venv/.ok  ## make the stubs from the .proto files
 	$(BIN)/python -m protos.generate
 
 docs: .venv/.ok  ## the pages that are drawn from code
-	$(BIN)/python -m coordinator.rounds > docs/rounds.md
+	$(BIN)/python -m coordinator.rounds_page > docs/rounds.md
 
 benchmark: .venv/.ok  ## the comparison of docs/results.md, up to 40 minutes
 	$(BIN)/python benchmarks/fusion.py --json

@@ -30,6 +30,10 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Research/ImportPivot": frozenset({"operator"}),
     "/cofuse.v1.Research/GetPivot": _RESEARCH,
     "/cofuse.v1.Research/ListPivots": _RESEARCH,
+    # An operator's alone: the rounds it makes are approved.
+    "/cofuse.v1.Recurring/StartRecurring": frozenset({"operator"}),
+    "/cofuse.v1.Recurring/StopRecurring": frozenset({"operator"}),
+    "/cofuse.v1.Recurring/ListRecurring": _RESEARCH,
     "/cofuse.v1.Research/Why": _RESEARCH,
     "/grpc.health.v1.Health/Check": _ALL,
     # Each holds a thread for as long as it likes.

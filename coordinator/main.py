@@ -23,6 +23,7 @@ from coordinator.figures import Figures
 from coordinator.fleet_service import FleetService
 from coordinator.health import Health, HealthService
 from coordinator.ops_http import OpsServer
+from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
 from coordinator.store import Store
@@ -31,7 +32,7 @@ from protos import logs, systemd
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
 from protos.tls import SERVER_OPTIONS, server_credentials
-from protos.v1 import fleet_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
+from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
 
 _LOG = logs.logger("coordinator.main")  # also when this file is the program
 _RPC_THREADS: Final = 64
@@ -138,6 +139,8 @@ def _server(parts: _Parts) -> tuple[grpc.Server, str]:
         stopping=parts.health.stopping,
     )
     research_pb2_grpc.add_ResearchServicer_to_server(research, server)
+    recurring = RecurringService(store, research.checked)
+    recurring_pb2_grpc.add_RecurringServicer_to_server(recurring, server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(parts.health), server)
     with _told("tls"):
         credentials = server_credentials(config.tls.files())

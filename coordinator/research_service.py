@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
+from coordinator.clock import now_unix_ms
 from coordinator.rounds import FINAL, Event, IllegalTransitionError
-from coordinator.store import PivotRow, RoundRow, Store, now_unix_ms
-from coordinator.why import Explanation, explain, explain_participant
+from coordinator.store import PivotRow, RoundRow, Store
+from coordinator.why import Seen, explain
 from protos.errors import CofuseError, abort
 from protos.messages import FileRef
 from protos.public_sets import PublicSetError, read_evals, read_prompts
@@ -46,11 +47,9 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
     def SubmitRound(self, request: pb.SubmitRoundRequest, context: Any) -> pb.Round:
         """Check the spec against what is here, then store it."""
         try:
-            if not _REQUEST_ID.fullmatch(request.request_id):
-                raise CofuseError("bad_request", "request_id: wanted 1..64 of A-Z a-z 0-9 _ -")
-            spec = self._checked(request.spec_json)
+            spec = self.checked(request.spec_json)
             row = self._store.submit_round(
-                request_id=request.request_id,
+                request_id=checked_request_id(request.request_id),
                 submitted_by=caller(context).name,
                 spec_json=spec.model_dump_json(),
                 deadline_ms=int(spec.deadline_minutes * 60_000),
@@ -120,13 +119,12 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         )
 
     def Why(self, request: pb.WhyRequest, context: Any) -> pb.WhyReply:
-        """Why a round or a participant stands where it does."""
+        """Why something is as it is, with the remedy."""
         try:
-            found = self._explained(request.name)
+            findings = explain(request.name, self._store.facts(self._seen()), now_unix_ms())
         except CofuseError as error:
             abort(context, error)
-        reasons = [pb.Reason(says=reason.says, do=reason.do) for reason in found.reasons]
-        return pb.WhyReply(state=found.state, reasons=reasons)
+        return pb.WhyReply(findings=[pb.Finding(says=f.says, do=f.do) for f in findings])
 
     def ImportPivot(self, request: pb.Pivot, context: Any) -> pb.Pivot:
         """Register uploaded files as a pivot without a parent."""
@@ -172,26 +170,16 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         """All pivots, oldest first."""
         return pb.ListPivotsReply(pivots=[_pivot(row) for row in self._store.pivots()])
 
-    def _explained(self, name: str) -> Explanation:
-        people, here = self._store.participants(), self._online()
-        online = {one for one, row in people.items() if row.node_id in here}
-        if name in people:
-            waiting = [
-                row.round_id
-                for row in self._store.rounds(active_only=True)
-                for part in self._store.contributions(row.round_id)
-                if part.participant == name and part.status == "assigned"
-            ]
-            return explain_participant(people[name], online=name in online, open_rounds=waiting)
-        if not name.startswith("rnd-"):
-            raise CofuseError(
-                "unknown_participant", f"found {name!r}, wanted a round's id or who has joined"
-            )
-        row = self._store.round(name)
-        parts = self._store.contributions(name)
-        return explain(row, parts, online=online, now_unix_ms=now_unix_ms())
+    def _seen(self) -> dict[str, Seen]:
+        here = self._online()
+        people = self._store.participants()
+        return {name: Seen(online=row.node_id in here) for name, row in people.items()}
 
-    def _checked(self, spec_json: str) -> RoundSpec:
+    def checked(self, spec_json: str) -> RoundSpec:
+        """The spec, when everything that it names is here.
+
+        Raises: CofuseError.
+        """
         try:
             spec = parse_spec(spec_json)
             self._store.pivot(spec.pivot)
@@ -240,6 +228,16 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
                 for part in self._store.contributions(row.round_id)
             ],
         )
+
+
+def checked_request_id(text: str) -> str:
+    """Return the id when it is one.
+
+    Raises: CofuseError bad_request.
+    """
+    if not _REQUEST_ID.fullmatch(text):
+        raise CofuseError("bad_request", "request_id: wanted 1..64 of A-Z a-z 0-9 _ -")
+    return text
 
 
 def _pivot(row: PivotRow) -> pb.Pivot:

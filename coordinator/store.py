@@ -5,10 +5,9 @@ Every method is one transaction: what it reports done is on disk (WAL, synchrono
 
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -26,15 +25,22 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    func,
     insert,
     select,
     update,
 )
 
+from coordinator.clock import now_unix_ms
+from coordinator.happenings import Committed, Decided, Evaluated, Happening, Reported
 from coordinator.metrics import DB_COMMIT_SECONDS
-from coordinator.rounds import FINAL, Event, State, advance
+from coordinator.recurring import Recurring, Situation, Standing, decide, newest_pivot
+from coordinator.round_state import Part, Round
+from coordinator.rounds import FINAL, CommitRefusedError, Event, State, step
+from coordinator.why import Facts, Seen
 from protos.errors import CofuseError
 from protos.messages import FileRef
+from protos.recurring import RecurringSpec
 
 _META = MetaData()
 _PARTICIPANTS = Table(
@@ -57,6 +63,9 @@ _ROUNDS = Table(
     Column("deadline_unix_ms", BigInteger, nullable=False),
     Column("detail", Text, nullable=False),
     Column("pivot_name", String(20), nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("lease_unix_ms", BigInteger, nullable=False, server_default="0"),
+    Column("losses", Integer, nullable=False, server_default="0"),
 )
 _CONTRIBUTIONS = Table(
     "contributions",
@@ -70,6 +79,7 @@ _CONTRIBUTIONS = Table(
     Column("committed_unix_ms", BigInteger, nullable=False),
     Column("detail", Text, nullable=False),
     Column("report_json", Text, nullable=False),
+    Column("lease_unix_ms", BigInteger, nullable=False, server_default="0"),
 )
 _EVENTS = Table(
     "events",
@@ -98,6 +108,25 @@ _PIVOTS = Table(
     Column("evals_json", Text, nullable=False),
     Column("created_unix_ms", BigInteger, nullable=False),
 )
+_EXPERTS = Table(
+    "experts",
+    _META,
+    Column("participant", String(40), primary_key=True),
+    Column("version", String(64), nullable=False),
+    Column("changed_unix_ms", BigInteger, nullable=False),
+)
+_RECURRING = Table(
+    "recurring",
+    _META,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("request_id", String(120), unique=True, nullable=False),
+    Column("submitted_by", String(40), nullable=False),
+    Column("spec_json", Text, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("due_unix_ms", BigInteger, nullable=False),
+    Column("last_round_id", String(20), nullable=False),
+    Column("detail", Text, nullable=False),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +141,10 @@ class RoundRow:
     deadline_unix_ms: int
     detail: str
     pivot_name: str
+    attempt: int
+    """Of the fusion worker; this and the two below as in coordinator/round_state.py."""
+    lease_unix_ms: int
+    losses: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +160,7 @@ class ContributionRow:
     committed_unix_ms: int
     detail: str
     report_json: str
+    lease_unix_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,11 +192,6 @@ class PivotRow:
     files: tuple[FileRef, ...]
     evals_json: str
     created_unix_ms: int
-
-
-def now_unix_ms() -> int:
-    """The coordinator's clock, UTC."""
-    return time.time_ns() // 1_000_000
 
 
 class Store:
@@ -228,25 +257,11 @@ class Store:
         self, *, request_id: str, submitted_by: str, spec_json: str, deadline_ms: int
     ) -> RoundRow:
         """Store a new round, or return the one this request made before."""
-        unique = f"{submitted_by}/{request_id}"
         with self._write() as db:
-            found = db.execute(select(_ROUNDS).where(_ROUNDS.c.request_id == unique)).mappings()
-            if known := found.first():
-                return _round_row(known)
-            created = now_unix_ms()
-            values = {
-                "request_id": unique,
-                "submitted_by": submitted_by,
-                "spec_json": spec_json,
-                "state": State.SUBMITTED,
-                "created_unix_ms": created,
-                "deadline_unix_ms": created + deadline_ms,
-                "detail": "",
-                "pivot_name": "",
-            }
-            number = db.execute(insert(_ROUNDS).values(values)).inserted_primary_key[0]  # type: ignore[index]
-            _log(db, f"rnd-{number}", "state", {"state": State.SUBMITTED, "detail": ""})
-        return self.round(f"rnd-{number}")
+            round_id = _submit(
+                db, f"{submitted_by}/{request_id}", submitted_by, spec_json, deadline_ms
+            )
+        return self.round(round_id)
 
     def round(self, round_id: str) -> RoundRow:
         """One round.
@@ -264,19 +279,47 @@ class Store:
         with self._engine.connect() as db:
             return [_round_row(row) for row in db.execute(query).mappings()]
 
+    def step(self, round_id: str, happening: Happening) -> Round:
+        """Let a happening change a round as coordinator/rounds.py says, in one transaction.
+
+        What changes nothing is not written, so asking often costs a reading only.
+
+        Raises: IllegalTransitionError, CommitRefusedError: then nothing has changed.
+        """
+        with self._engine.connect() as db:
+            before, after = _decide(db, round_id, happening)
+        if after == before:
+            return after
+        with self._write() as db:
+            return _step(db, round_id, happening)
+
+    def core(self, round_id: str) -> Round:
+        """One round as the rules of coordinator/rounds.py see it, with every part.
+
+        Raises: CofuseError unknown_round.
+        """
+        with self._engine.connect() as db:
+            return _core(_round(db, round_id), _contributions(db, round_id))
+
+    def facts(self, seen: Mapping[str, Seen]) -> Facts:
+        """What coordinator/why.py explains names from, with what is seen of the participants."""
+        with self._engine.connect() as db:
+            rows = [_round_row(r) for r in db.execute(select(_ROUNDS)).mappings()]
+            pivots = db.execute(select(_PIVOTS.c.name, _PIVOTS.c.round_id))
+            kept = {row.pivot_name: row.round_id for row in rows if row.pivot_name}
+            return Facts(
+                rounds=[_core(row, _contributions(db, row.round_id)) for row in rows],
+                seen=seen,
+                pivots={**kept, **{name: by for name, by in pivots}},
+                recurring=self.recurring(),
+            )
+
     def advance(self, round_id: str, event_: Event, detail: str = "") -> RoundRow:
         """Move a round along its table and write it to its story, in one transaction.
 
         Raises: IllegalTransitionError when its state does not take the event.
         """
-        with self._write() as db:
-            row = _round(db, round_id)
-            state = advance(row.state, event_)
-            changes = {"state": state, "detail": detail}
-            if event_ is Event.COLLECTED:
-                changes["pivot_name"] = _next_pivot_name(db)
-            db.execute(update(_ROUNDS).where(_ROUNDS.c.number == _number(round_id)).values(changes))
-            _log(db, round_id, "state", {"state": state, "detail": detail})
+        self.step(round_id, Decided(event_, detail))
         return self.round(round_id)
 
     # contributions
@@ -288,7 +331,7 @@ class Store:
             for name in participants:
                 if name not in known:
                     empty = {"sha256": "", "size_bytes": 0, "committed_unix_ms": 0}
-                    texts = {"detail": "", "report_json": ""}
+                    texts = {"detail": "", "report_json": "", "lease_unix_ms": 0}
                     key = {"round_id": round_id, "participant": name}
                     row = {**key, "status": "assigned", "attempt": 1, **empty, **texts}
                     db.execute(insert(_CONTRIBUTIONS).values(row))
@@ -310,46 +353,15 @@ class Store:
         Raises: CofuseError wrong_state when the round does not collect or does not name the
             caller, or has another file of theirs.
         """
-        with self._write() as db:
-            row = _round(db, round_id)
-            mine = [c for c in _contributions(db, round_id) if c.participant == participant]
-            if not mine:
-                raise CofuseError("wrong_state", f"{round_id} does not name {participant!r}")
-            if mine[0].status == "committed":
-                if mine[0].sha256 != sha256:
-                    raise CofuseError(
-                        "wrong_state",
-                        f"{round_id} already holds {mine[0].sha256[:12]} of {participant!r}",
-                    )
-                return mine[0]
-            if row.state is not State.COLLECTING or mine[0].status != "assigned":
-                raise CofuseError(
-                    "wrong_state",
-                    f"{round_id} is {row.state} and {participant!r} {mine[0].status}: "
-                    "it takes no contribution now",
-                )
-            values = {"status": "committed", "sha256": sha256, "size_bytes": size_bytes}
-            db.execute(
-                _update_contribution(round_id, participant).values(
-                    {**values, "committed_unix_ms": now_unix_ms()}
-                )
-            )
-            body = {"participant": participant, "status": "committed", "size_bytes": size_bytes}
-            _log(db, round_id, "contribution", body)
+        try:
+            self.step(round_id, Committed(participant, sha256, size_bytes))
+        except CommitRefusedError as error:
+            raise CofuseError("wrong_state", str(error)) from error
         return next(c for c in self.contributions(round_id) if c.participant == participant)
 
     def report(self, round_id: str, participant: str, status: str, detail: str, body: str) -> None:
         """Keep a participant's report; a refusal or failure ends its part unless committed."""
-        with self._write() as db:
-            mine = [c for c in _contributions(db, round_id) if c.participant == participant]
-            if not mine:
-                return
-            changes: dict[str, Any] = {"report_json": body}
-            if mine[0].status == "assigned" and status in ("refused", "failed"):
-                changes |= {"status": status, "detail": detail}
-                news = {"participant": participant, "status": status, "detail": detail}
-                _log(db, round_id, "contribution", news)
-            db.execute(_update_contribution(round_id, participant).values(changes))
+        self.step(round_id, Reported(participant, None, status, detail, body))
 
     # events
 
@@ -412,20 +424,22 @@ class Store:
         self, *, name: str, parent: str, round_id: str, files: Sequence[FileRef], evals_json: str
     ) -> PivotRow:
         """Publish a pivot. Repeating changes nothing; another content under the name is refused."""
-        files_json = json.dumps([file.model_dump() for file in files])
         with self._write() as db:
-            if (
-                known := db.execute(select(_PIVOTS).where(_PIVOTS.c.name == name))
-                .mappings()
-                .first()
-            ):
-                if known["files_json"] != files_json:
-                    raise CofuseError("bad_request", f"{name} exists with other files")
-            else:
-                texts = {"files_json": files_json, "evals_json": evals_json}
-                row = {"name": name, "parent": parent, "round_id": round_id, **texts}
-                db.execute(insert(_PIVOTS).values({**row, "created_unix_ms": now_unix_ms()}))
+            _add_pivot(db, name, parent, round_id, files, evals_json)
         return self.pivot(name)
+
+    def publish(
+        self, round_id: str, attempt: int, *, parent: str, files: Sequence[FileRef], evals_json: str
+    ) -> Round:
+        """End a round with its pivot, both in one transaction: no half of it is ever visible.
+
+        Raises: IllegalTransitionError when the round has ended, or another worker has it.
+        """
+        with self._write() as db:
+            after = _step(db, round_id, Evaluated(attempt))
+            name = _round(db, round_id).pivot_name
+            _add_pivot(db, name, parent, round_id, files, evals_json)
+            return after
 
     def pivot(self, name: str) -> PivotRow:
         """One pivot.
@@ -454,6 +468,74 @@ class Store:
                 )
                 for row in rows
             ]
+
+    # recurring
+
+    def add_recurring(
+        self, *, request_id: str, submitted_by: str, spec_json: str, due_unix_ms: int
+    ) -> Recurring:
+        """Store a recurring spec, or return the one this request made before."""
+        unique = f"{submitted_by}/{request_id}"
+        with self._write() as db:
+            found = db.scalar(select(_RECURRING.c.number).where(_RECURRING.c.request_id == unique))
+            if found is None:
+                values = {
+                    "request_id": unique,
+                    "submitted_by": submitted_by,
+                    "spec_json": spec_json,
+                    "state": Standing.ACTIVE,
+                    "due_unix_ms": due_unix_ms,
+                    "last_round_id": "",
+                    "detail": "",
+                }
+                found = db.execute(insert(_RECURRING).values(values)).inserted_primary_key[0]  # type: ignore[index]
+            return _recurring(db, f"rec-{found}")
+
+    def recurring(self) -> list[Recurring]:
+        """All recurring specs, oldest first."""
+        with self._engine.connect() as db:
+            rows = db.execute(select(_RECURRING).order_by(_RECURRING.c.number)).mappings()
+            return [_recurring_row(row) for row in rows]
+
+    def stop_recurring(self, recurring_id: str, detail: str) -> Recurring:
+        """Make no more rounds of it; one that is open goes on. Repeating changes nothing.
+
+        Raises: CofuseError unknown_recurring.
+        """
+        with self._write() as db:
+            if _recurring(db, recurring_id).state is Standing.ACTIVE:
+                changes = {"state": Standing.STOPPED, "detail": detail}
+                db.execute(_update_recurring(recurring_id).values(changes))
+            return _recurring(db, recurring_id)
+
+    def repeat(self, recurring_id: str) -> str:
+        """Make the next round of a recurring spec if its time has come, in one transaction.
+
+        Returns: the round's id; empty when none was made.
+        """
+        with self._write() as db:
+            before = _recurring(db, recurring_id)
+            after, is_time = decide(before, _situation(db, before), now_unix_ms())
+            round_id = ""
+            if is_time:
+                round_id = _repeat(db, before)
+                after = replace(after, last_round_id=round_id)
+            if after != before:
+                names = ("due_unix_ms", "last_round_id", "detail")
+                changes = {name: getattr(after, name) for name in names}
+                db.execute(_update_recurring(recurring_id).values(changes))
+            return round_id
+
+    def note_expert(self, participant: str, version: str) -> None:
+        """Remember since when a participant's expert is as it is; the same version is no news."""
+        key = _EXPERTS.c.participant == participant
+        with self._engine.connect() as db:
+            if db.scalar(select(_EXPERTS.c.version).where(key)) == version:
+                return
+        with self._write() as db:
+            values = {"version": version, "changed_unix_ms": now_unix_ms()}
+            if not db.execute(update(_EXPERTS).where(key).values(values)).rowcount:
+                db.execute(insert(_EXPERTS).values({"participant": participant, **values}))
 
 
 def _open(url: str) -> Engine:
@@ -494,15 +576,100 @@ def _round_row(row: Any) -> RoundRow:
         deadline_unix_ms=row["deadline_unix_ms"],
         detail=row["detail"],
         pivot_name=row["pivot_name"],
+        attempt=row["attempt"],
+        lease_unix_ms=row["lease_unix_ms"],
+        losses=row["losses"],
     )
 
 
-def _contributions(db: Connection, round_id: str) -> list[ContributionRow]:
+def _submit(
+    db: Connection, request_id: str, submitted_by: str, spec_json: str, deadline_ms: int
+) -> str:
+    known = db.scalar(select(_ROUNDS.c.number).where(_ROUNDS.c.request_id == request_id))
+    if known is not None:
+        return f"rnd-{known}"
+    created = now_unix_ms()
+    values = {
+        "request_id": request_id,
+        "submitted_by": submitted_by,
+        "spec_json": spec_json,
+        "state": State.SUBMITTED,
+        "created_unix_ms": created,
+        "deadline_unix_ms": created + deadline_ms,
+        "detail": "",
+        "pivot_name": "",
+    }
+    number = db.execute(insert(_ROUNDS).values(values)).inserted_primary_key[0]  # type: ignore[index]
+    _log(db, f"rnd-{number}", "state", {"state": State.SUBMITTED, "detail": ""})
+    return f"rnd-{number}"
+
+
+def _repeat(db: Connection, recurring: Recurring) -> str:
+    """Submit and approve the round: whoever started the recurring spec approved its rounds."""
+    spec = RecurringSpec.model_validate_json(recurring.spec_json).round
+    columns = select(_PIVOTS.c.name, _PIVOTS.c.parent).order_by(_PIVOTS.c.created_unix_ms)
+    parents = {name: parent for name, parent in db.execute(columns)}
+    pivot = newest_pivot(spec.pivot, parents)
+    round_id = _submit(
+        db,
+        f"{recurring.recurring_id}/{recurring.due_unix_ms}",
+        recurring.submitted_by,
+        spec.model_copy(update={"pivot": pivot}).model_dump_json(),
+        int(spec.deadline_minutes * 60_000),
+    )
+    _step(db, round_id, Decided(Event.APPROVE, f"by {recurring.recurring_id}"))
+    return round_id
+
+
+def _situation(db: Connection, recurring: Recurring) -> Situation:
+    last = recurring.last_round_id
+    changed = db.execute(select(_EXPERTS.c.participant, _EXPERTS.c.changed_unix_ms))
+    fused = db.execute(
+        select(_CONTRIBUTIONS.c.participant, func.max(_CONTRIBUTIONS.c.committed_unix_ms))
+        .where(
+            _CONTRIBUTIONS.c.status == "committed",
+            _CONTRIBUTIONS.c.round_id.in_(select(_PIVOTS.c.round_id)),
+        )
+        .group_by(_CONTRIBUTIONS.c.participant)
+    )
+    return Situation(
+        last_is_open=bool(last) and _round(db, last).state not in FINAL,
+        changed_unix_ms={name: at for name, at in changed},
+        fused_unix_ms={name: at for name, at in fused},
+    )
+
+
+def _recurring(db: Connection, recurring_id: str) -> Recurring:
+    head, _, number = recurring_id.partition("-")
+    if head == "rec" and number.isascii() and number.isdigit() and len(number) < 10:
+        query = select(_RECURRING).where(_RECURRING.c.number == int(number))
+        if row := db.execute(query).mappings().first():
+            return _recurring_row(row)
+    raise CofuseError("unknown_recurring", f"there is no recurring spec {recurring_id[:60]!r}")
+
+
+def _recurring_row(row: Any) -> Recurring:
+    names = ("submitted_by", "spec_json", "due_unix_ms", "last_round_id", "detail")
+    return Recurring(
+        recurring_id=f"rec-{row['number']}",
+        state=Standing(row["state"]),
+        **{name: row[name] for name in names},
+    )
+
+
+def _update_recurring(recurring_id: str) -> Any:
+    number = int(recurring_id.removeprefix("rec-"))
+    return update(_RECURRING).where(_RECURRING.c.number == number)
+
+
+def _contributions(db: Connection, round_id: str, only: str | None = None) -> list[ContributionRow]:
     query = (
         select(_CONTRIBUTIONS)
         .where(_CONTRIBUTIONS.c.round_id == round_id)
         .order_by(_CONTRIBUTIONS.c.participant)
     )
+    if only is not None:
+        query = query.where(_CONTRIBUTIONS.c.participant == only)
     return [ContributionRow(**row) for row in db.execute(query).mappings()]
 
 
@@ -515,6 +682,105 @@ def _update_contribution(round_id: str, participant: str) -> Any:
 def _log(db: Connection, round_id: str, kind: str, body: Mapping[str, Any]) -> None:
     row = {"round_id": round_id, "time_unix_ms": now_unix_ms(), "kind": kind}
     db.execute(insert(_EVENTS).values({**row, "body_json": json.dumps(body)}))
+
+
+def _core(row: RoundRow, parts: Sequence[ContributionRow]) -> Round:
+    """The round as its rules see it. What the spec leaves out is what protos/spec.py says."""
+    spec = json.loads(row.spec_json)
+    participants = tuple(spec.get("participants", ()))
+    kept = spec.get("fusion_minutes")
+    whole_ms = row.deadline_unix_ms - row.created_unix_ms
+    kept_ms = whole_ms // 3 if kept is None else int(kept * 60_000)
+    return Round(
+        round_id=row.round_id,
+        state=row.state,
+        participants=participants,
+        needed=spec.get("quorum") or len(participants),
+        deadline_unix_ms=row.deadline_unix_ms,
+        collect_unix_ms=row.deadline_unix_ms - kept_ms,
+        detail=row.detail,
+        parts=tuple(_part(part) for part in parts),
+        attempt=row.attempt,
+        lease_unix_ms=row.lease_unix_ms,
+        losses=row.losses,
+    )
+
+
+def _part(row: ContributionRow) -> Part:
+    return Part(**{field.name: getattr(row, field.name) for field in fields(Part)})
+
+
+def _decide(db: Connection, round_id: str, happening: Happening) -> tuple[Round, Round]:
+    """The round before and after. For a word of one participant its row alone is read."""
+    only = getattr(happening, "participant", None)
+    before = _core(_round(db, round_id), _contributions(db, round_id, only))
+    return before, step(before, happening, now_unix_ms())[0]
+
+
+def _step(db: Connection, round_id: str, happening: Happening) -> Round:
+    before, after = _decide(db, round_id, happening)
+    if after != before:
+        _save_round(db, before, after)
+        old = {part.participant: part for part in before.parts}
+        for part in after.parts:
+            if part != old.get(part.participant):
+                _save_part(db, after, old.get(part.participant), part)
+    return after
+
+
+def _save_round(db: Connection, before: Round, after: Round) -> None:
+    names = ("state", "detail", "attempt", "lease_unix_ms", "losses")
+    changes = {n: getattr(after, n) for n in names if getattr(after, n) != getattr(before, n)}
+    if after.state is not before.state:
+        _log(db, after.round_id, "state", {"state": after.state, "detail": after.detail})
+        if after.state is State.FUSING:
+            changes["pivot_name"] = _next_pivot_name(db)
+    elif after.attempt > before.attempt:
+        detail = f"fusion worker {after.attempt} follows. {after.detail}".strip()
+        _log(db, after.round_id, "note", {"detail": detail})
+    if changes:
+        number = _number(after.round_id)
+        db.execute(update(_ROUNDS).where(_ROUNDS.c.number == number).values(changes))
+
+
+def _save_part(db: Connection, round_: Round, before: Part | None, after: Part) -> None:
+    row = {field.name: getattr(after, field.name) for field in fields(Part)}
+    if before is None:
+        db.execute(insert(_CONTRIBUTIONS).values({"round_id": round_.round_id, **row}))
+        return
+    db.execute(_update_contribution(round_.round_id, after.participant).values(row))
+    told: dict[str, Any] = {"participant": after.participant}
+    if after.status == "committed" != before.status:
+        told |= {"status": "committed", "size_bytes": after.size_bytes}
+        _log(db, round_.round_id, "contribution", told)
+    elif after.status != before.status:
+        told |= {"status": after.status, "detail": after.detail}
+        _log(db, round_.round_id, "contribution", told)
+    elif after.attempt > before.attempt:
+        detail = f"is asked again, attempt {after.attempt}. {after.detail}".strip()
+        _log(db, round_.round_id, "note", {**told, "detail": detail})
+
+
+def _add_pivot(
+    db: Connection,
+    name: str,
+    parent: str,
+    round_id: str,
+    files: Sequence[FileRef],
+    evals_json: str,
+) -> None:
+    files_json = json.dumps([file.model_dump() for file in files])
+    found = db.execute(select(_PIVOTS).where(_PIVOTS.c.name == name)).mappings().first()
+    if found is not None:
+        if found["files_json"] != files_json:
+            raise CofuseError("bad_request", f"{name} exists with other files")
+        return
+    kept = db.scalar(select(_ROUNDS.c.number).where(_ROUNDS.c.pivot_name == name))
+    if kept is not None and f"rnd-{kept}" != round_id:
+        raise CofuseError("bad_request", f"{name} is the name of what rnd-{kept} will publish")
+    texts = {"files_json": files_json, "evals_json": evals_json}
+    row = {"name": name, "parent": parent, "round_id": round_id, **texts}
+    db.execute(insert(_PIVOTS).values({**row, "created_unix_ms": now_unix_ms()}))
 
 
 def _next_pivot_name(db: Connection) -> str:

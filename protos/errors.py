@@ -30,6 +30,10 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "bad_request": Entry(_S.INVALID_ARGUMENT, "correct the field and send it again"),
     "bad_spec": Entry(_S.INVALID_ARGUMENT, "correct the round spec and submit it again"),
     "unknown_round": Entry(_S.NOT_FOUND, "list the rounds with: cofuse round ls"),
+    "unknown_name": Entry(
+        _S.NOT_FOUND, "names are those that round ls, participants, pivot ls, recurring ls show"
+    ),
+    "unknown_recurring": Entry(_S.NOT_FOUND, "list the recurring rounds with: cofuse recurring ls"),
     "unknown_pivot": Entry(_S.NOT_FOUND, "list the pivots with: cofuse pivot ls"),
     "unknown_participant": Entry(
         _S.NOT_FOUND, "let it join first (cofuse participant up), or leave it out of the spec"

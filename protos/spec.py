@@ -118,9 +118,12 @@ class RoundSpec(Strict):
     """Runs on the same text, steps and seed, reported beside the pivot. leave_one_out: one run
     without each source, which tells what the pivot owes it."""
     quorum: int | None = Field(default=None, ge=1)
-    """Contributions needed at the deadline; default: every participant's."""
+    """Contributions that are enough once collecting must end; default: every participant's."""
     deadline_minutes: float = Field(default=60, gt=0, le=60 * 24 * 30)
-    """From approval until the last contribution may arrive."""
+    """From submission until the round has ended, fusing included."""
+    fusion_minutes: float | None = Field(default=None, ge=0)
+    """The last part of the deadline, kept for fusing: from its beginning on nobody is waited for
+    once there is a quorum. None: a third of the deadline."""
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
@@ -145,11 +148,16 @@ class RoundSpec(Strict):
             raise ValueError(
                 f"quorum: {self.quorum} is more than the {len(self.participants)} participants"
             )
+        if self.fusion_minutes is not None and self.fusion_minutes >= self.deadline_minutes:
+            raise ValueError(
+                f"fusion_minutes: found {self.fusion_minutes:g}, wanted less than the "
+                f"{self.deadline_minutes:g} of deadline_minutes: collecting needs time as well"
+            )
         return self
 
     @property
     def needed(self) -> int:
-        """Contributions without which the round fails at its deadline."""
+        """Contributions without which nothing is fused."""
         return self.quorum or len(self.participants)
 
 
@@ -199,14 +207,23 @@ def _is_digest(value: str) -> bool:
     return head == "sha256" and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
 
 
-def first_message(error: json.JSONDecodeError | ValidationError) -> str:
-    """Say in words what is wrong first: the place, what was found, and the cure."""
+def first_message(
+    error: json.JSONDecodeError | ValidationError, top: type[BaseModel] = RoundSpec
+) -> str:
+    """Say in words what is wrong first: the place, what was found, and the cure.
+
+    Args: top: the model that was read.
+    """
     if isinstance(error, json.JSONDecodeError):
         return f"the spec is not JSON: {error}"
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = TrainingSpec if first["loc"][0] == "training" else RoundSpec
+        known = top
+        for part in first["loc"][:-1]:
+            field = known.model_fields.get(str(part))
+            if field and isinstance(field.annotation, type):
+                known = field.annotation
         close = difflib.get_close_matches(str(first["loc"][-1]), known.model_fields, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known.model_fields)}"
         return f"unknown key {place!r}; {hint}"

@@ -1,6 +1,7 @@
 """`cofuse round`: what a researcher does."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,20 +103,20 @@ def cancel(round_id: RoundId, at: At, identity: Identity) -> None:
 
 
 def why(
-    name: Annotated[str, typer.Argument(help="A round's id or a participant's name.")],
+    name: Annotated[
+        str, typer.Argument(help="Of a round, a participant, a pivot or a recurring spec.")
+    ],
     at: At,
     identity: Identity,
     as_json: Json = False,
 ) -> None:
-    """Say what a round or a participant waits for, or why it ended, and what helps."""
+    """Say why something is as it is, what it waits for, and what helps."""
     with connected(at, identity) as coordinator:
-        found = coordinator.why(name)
-    typer.echo(found.state, err=as_json)
-    for says, do in found.reasons:
-        typer.echo(f"  {says}" + (f"\n    -> {do}" if do else ""), err=as_json)
+        findings = coordinator.why(name)
+    for found in findings:
+        typer.echo(found.says + (f"\n    -> {found.do}" if found.do else ""), err=as_json)
     if as_json:
-        reasons = [{"says": says, "do": do} for says, do in found.reasons]
-        typer.echo(json.dumps({"name": name, "state": found.state, "reasons": reasons}))
+        typer.echo(json.dumps({"name": name, "findings": [asdict(found) for found in findings]}))
 
 
 def _as_json(found: Round) -> dict[str, Any]:

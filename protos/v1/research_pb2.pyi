@@ -153,14 +153,12 @@ class WhyRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class WhyReply(_message.Message):
-    __slots__ = ("state", "reasons")
-    STATE_FIELD_NUMBER: _ClassVar[int]
-    REASONS_FIELD_NUMBER: _ClassVar[int]
-    state: str
-    reasons: _containers.RepeatedCompositeFieldContainer[Reason]
-    def __init__(self, state: _Optional[str] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ...) -> None: ...
+    __slots__ = ("findings",)
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
 
-class Reason(_message.Message):
+class Finding(_message.Message):
     __slots__ = ("says", "do")
     SAYS_FIELD_NUMBER: _ClassVar[int]
     DO_FIELD_NUMBER: _ClassVar[int]

@@ -133,7 +133,7 @@ class ResearchServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Why(self, request, context):
-        """Why a round or a participant does not go on (or how it ended), in words, with the remedy.
+        """Why something is as it is, in plain words, each with its remedy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -161,7 +161,7 @@ def test_a_policy_that_refuses_is_heard_and_the_round_fails_loudly(story: Story)
     assert story.weights.state == "FAILED"
     assert "ship_weights is false" in story.weights.detail
     parts = {part.participant: part.status for part in story.weights.contributions}
-    assert parts == {HOSPITALS[0].name: "committed", HOSPITALS[1].name: "refused"}
+    assert parts[HOSPITALS[1].name] == "refused"
 
 
 def test_every_model_of_the_round_is_measured(story: Story) -> None:

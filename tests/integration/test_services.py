@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from participant.client import Client
 from protos.chunks import put_requests, sha256_of
 from protos.errors import RemoteError, remote_errors
 from protos.public_sets import write_prompts
+from protos.recurring import RecurringSpec
 from protos.spec import RoundSpec
 from protos.tls import TlsFiles, dial
 from protos.v1 import fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
@@ -383,3 +385,28 @@ def test_joining_twice_is_one_participant(researcher: Coordinator, participant: 
     assert participant.join("again") == participant.join("and again")
     assert list(researcher.participants()) == ["st-mary"]
     assert fleet_pb2.JoinRequest().software_version == ""
+
+
+# --------------------------------------------------------------------------------- the calendar
+
+
+def test_rounds_by_the_calendar_are_started_shown_and_stopped(
+    operator: Coordinator, researcher: Coordinator, round_id: str, public: Path
+) -> None:
+    weekly = RecurringSpec(name="weekly", every="0 2 * * sun", round=_spec())
+    with pytest.raises(RemoteError, match="not for the role"):
+        researcher.start_recurring(weekly, folder=public)
+    with pytest.raises(RemoteError, match="pivot-7"):
+        operator.start_recurring(
+            weekly.model_copy(update={"round": _spec(pivot="pivot-7")}), folder=public
+        )
+    started = operator.start_recurring(weekly, folder=public, request_id="once")
+    assert operator.start_recurring(weekly, folder=public, request_id="once") == started
+    (shown,) = researcher.recurring()
+    assert (shown.recurring_id, shown.state, shown.spec.every) == (started, "ACTIVE", "0 2 * * sun")
+    assert shown.due_unix_ms > time.time() * 1000
+    assert operator.stop_recurring(started).state == "STOPPED"
+    assert "grace" in researcher.recurring()[0].detail
+    with pytest.raises(RemoteError) as caught:
+        operator.stop_recurring("rec-9")
+    assert caught.value.error_id == "unknown_recurring"
