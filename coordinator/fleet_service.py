@@ -46,6 +46,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self._artifacts = artifacts
         self._engine = engine
         self._presence = presence
+        self._joined: set[str] = set()
         self._engine_advertise = engine_advertise
 
     def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinReply:
@@ -54,6 +55,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             name = caller(context).name
             key = public_key_bytes(context.auth_context()["x509_pem_cert"][0])
             self._store.upsert_participant(name, self._engine.register(name, key), key)
+            self._joined.add(name)
             address = self._engine_advertise or self._engine.public_address
             return pb.JoinReply(engine_address=address)
         except CofuseError as error:
@@ -64,15 +66,15 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     ) -> AsyncIterator[pb.Summons]:
         """Keep the roll: take beats, and say what has changed for the caller."""
         name = caller(context).name
-        known = await asyncio.to_thread(self._store.participants)
-        if name not in known:
+        if name not in self._joined:
+            self._joined |= set(await asyncio.to_thread(self._store.participants))
+        if name not in self._joined:
             raise CofuseError("not_joined", f"{name!r} attends but has not joined")
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        # The loop may be gone when a last notice comes: the coordinator is stopping then.
         attendance = self._presence.arrive(name, lambda: _tell(loop, news))
         beats = asyncio.create_task(self._take_beats(name, requests))
+        told = None
         try:
-            told = None
             while self._presence.current(name, attendance) and not beats.done():
                 news.clear()
                 call = self._presence.call(name)
@@ -83,9 +85,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                         ended_rounds=sorted(call.ended),
                         beat_interval_s=BEAT_S,
                     )
-                woken = asyncio.create_task(news.wait())
-                await asyncio.wait({beats, woken}, return_when=asyncio.FIRST_COMPLETED)
-                woken.cancel()
+                await _news_or(beats, news)
             if beats.done():
                 beats.result()
         finally:
@@ -165,7 +165,17 @@ def waited_for(store: Store, round_id: str) -> frozenset[str]:
     return frozenset(part.participant for part in store.contributions(round_id))
 
 
+async def _news_or(task: "asyncio.Task[None]", news: asyncio.Event) -> None:
+    """Wait for either."""
+    woken = asyncio.create_task(news.wait())
+    try:
+        await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        woken.cancel()
+
+
 def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
+    # A last notice may come when the coordinator is stopping and the loop is gone.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(news.set)
 

@@ -119,7 +119,7 @@ def _peer_of(certificate: bytes) -> _Peer | None:
 class _Bucket:
     """Calls that one participant may still make."""
 
-    tokens: float = BURST
+    tokens: float
     filled_at: float = field(default_factory=time.monotonic)
 
     def take(self, now: float) -> bool:
@@ -157,7 +157,7 @@ class Gate:
         peer = scope["state"].get("peer")
         if peer is None or not self._signs_with_own_key(scope, peer):
             return await _refuse(send, 403)
-        if not self._buckets.setdefault(peer.name, _Bucket()).take(time.monotonic()):
+        if not self._buckets.setdefault(peer.name, _Bucket(BURST)).take(time.monotonic()):
             return await _refuse(send, 429)
         if _declared_bytes(scope) > MAX_BODY_BYTES:
             return await _refuse(send, 413)

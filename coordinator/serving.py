@@ -55,7 +55,7 @@ class GrpcServer:
         """Take no more calls, give those that run grace_s to end, and end the loop."""
         if self._server is None:
             return
-        self._run(self._server.stop(grace_s)).result(grace_s + START_TIMEOUT_S)
+        self._run(self._stop(self._server, grace_s)).result(grace_s + START_TIMEOUT_S)
         self._door.close()
         self._server = None
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -69,6 +69,14 @@ class GrpcServer:
         port = self._server.add_secure_port(self._listen, server_credentials(self._tls))
         await self._server.start()
         return int(port)
+
+    async def _stop(self, server: grpc.aio.Server, grace_s: float) -> None:
+        await server.stop(grace_s)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.get_running_loop().shutdown_asyncgens()
 
     def _run(self, coroutine: Any) -> "concurrent.futures.Future[Any]":
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
