@@ -31,6 +31,8 @@ class CoordinatorConfig(StrictConfig):
     """Largest file that anybody may put."""
     fuse_workers: int = Field(default=0, ge=0)
     """Training runs side by side in a fusion job; 0: one more than CPU cores."""
+    wave: int = Field(default=64, ge=1)
+    """Participants on their way to the engine at once; a larger round comes in waves."""
     tls: TlsConfig
 
     @field_validator("ops_listen")

@@ -6,37 +6,33 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
 
-import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from coordinator.access import RoleInterceptor
 from coordinator.artifacts import Artifacts
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.engine import Engine, EngineConfig
 from coordinator.figures import Figures
-from coordinator.fleet_service import FleetService
+from coordinator.fleet_service import FleetService, waited_for
 from coordinator.health import Health, HealthService
 from coordinator.ops_http import OpsServer
+from coordinator.presence import Presence
 from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
+from coordinator.serving import GrpcServer
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService
 from protos import logs, systemd
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
-from protos.tls import SERVER_OPTIONS, server_credentials
 from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
 
 _LOG = logs.logger("coordinator.main")  # also when this file is the program
-_RPC_THREADS: Final = 64
-"""A watcher holds one while it watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +53,7 @@ class _Parts:
     store: Store
     artifacts: Artifacts
     engine: Engine
+    presence: Presence
     health: Health
 
 
@@ -80,28 +77,29 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             engine = _engine(config)
             engine.start()
         stack.callback(engine.stop)
+        presence = Presence(lambda round_id: waited_for(store, round_id), wave=config.wave)
         scheduler = Scheduler(
-            config.data_dir, store, artifacts, engine, fuse_workers=config.fuse_workers
+            config.data_dir, store, artifacts, engine, presence, fuse_workers=config.fuse_workers
         )
         health = Health(
             {"database": store.check_writable, "artifacts": artifacts.check_writable},
             beat=lambda: systemd.notify(systemd.WATCHDOG),
         )
         certificates = {"server": config.tls.certificate, "authority": config.tls.ca}
-
-        def attending() -> dict[str, None]:
-            online = engine.online()
-            return {n: None for n, row in store.participants().items() if row.node_id in online}
-
-        figures = Figures(store, config.data_dir, certificates, attending)
+        figures = Figures(store, config.data_dir, certificates, presence.attending)
         with _told("ops_listen"):
             ops = OpsServer(config.ops_listen, health, figures.text)
         ops.start()
         stack.callback(ops.stop)
-        server, address = _server(_Parts(config, store, artifacts, engine, health))
-        stack.callback(_stop, server, scheduler, health, config.drain_seconds)
-        server.start()
+        server = _server(_Parts(config, store, artifacts, engine, presence, health))
+        roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
+        roll.start()
+        stack.callback(roll.join)
         health.start()
+        stack.callback(_stop, server, scheduler, presence, health, config.drain_seconds)
+        with _told("listen"):
+            port = server.start()
+        address = f"{config.listen.rpartition(':')[0]}:{port}"
         yield Running(address, engine.public_address, ops.address, scheduler)
 
 
@@ -119,44 +117,52 @@ def _engine(config: CoordinatorConfig) -> Engine:
     )
 
 
-def _server(parts: _Parts) -> tuple[grpc.Server, str]:
-    """The gRPC server with every service, bound but not started, and its address."""
+def _server(parts: _Parts) -> GrpcServer:
+    """The gRPC server with every service, not started."""
     config, store, artifacts, engine = parts.config, parts.store, parts.artifacts, parts.engine
-    server = grpc.server(
-        ThreadPoolExecutor(_RPC_THREADS, thread_name_prefix="rpc"),
-        interceptors=[RoleInterceptor()],
-        options=SERVER_OPTIONS,
+    fleet = FleetService(
+        store, artifacts, engine, parts.presence, engine_advertise=config.engine_advertise
     )
-    fleet = FleetService(store, artifacts, engine, engine_advertise=config.engine_advertise)
-    fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
     transfer = TransferService(artifacts, store, config.max_upload_bytes)
-    transfer_pb2_grpc.add_TransferServicer_to_server(transfer, server)
     research = ResearchService(
         store,
         artifacts,
         auto_approve=config.approval == "auto",
-        online=engine.online,
+        online=lambda: _online(store, parts.presence),
         stopping=parts.health.stopping,
     )
-    research_pb2_grpc.add_ResearchServicer_to_server(research, server)
     recurring = RecurringService(store, research.checked)
-    recurring_pb2_grpc.add_RecurringServicer_to_server(recurring, server)
-    health_pb2_grpc.add_HealthServicer_to_server(HealthService(parts.health), server)
-    with _told("tls"):
-        credentials = server_credentials(config.tls.files())
-    with _told("listen"):
-        bound = server.add_secure_port(config.listen, credentials)
-    return server, f"{config.listen.rpartition(':')[0]}:{bound}"
+    return GrpcServer(
+        config.listen,
+        config.tls.files(),
+        [
+            partial(fleet_pb2_grpc.add_FleetServicer_to_server, fleet),
+            partial(transfer_pb2_grpc.add_TransferServicer_to_server, transfer),
+            partial(research_pb2_grpc.add_ResearchServicer_to_server, research),
+            partial(recurring_pb2_grpc.add_RecurringServicer_to_server, recurring),
+            partial(health_pb2_grpc.add_HealthServicer_to_server, HealthService(parts.health)),
+        ],
+    )
 
 
-def _stop(server: grpc.Server, scheduler: Scheduler, health: Health, drain_s: float) -> None:
+def _online(store: Store, presence: Presence) -> set[int]:
+    """Node ids of the participants that attend."""
+    here = presence.attending()
+    return {row.node_id for name, row in store.participants().items() if name in here}
+
+
+def _stop(
+    server: GrpcServer, scheduler: Scheduler, presence: Presence, health: Health, drain_s: float
+) -> None:
     began = time.monotonic()
     systemd.notify(systemd.STOPPING)
     health.stop()
     _LOG.info("coordinator.stopping", drain_seconds=drain_s)
-    drained = server.stop(drain_s)
+    drain = threading.Thread(target=server.stop, args=(drain_s,), name="drain")
+    drain.start()
+    presence.stop()  # who attends is let go at once; the drain is for work
     scheduler.stop()
-    drained.wait()
+    drain.join()
     health.join()
     _LOG.info("coordinator.stopped", seconds=round(time.monotonic() - began, 3))
 
