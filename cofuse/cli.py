@@ -27,6 +27,7 @@ app.add_typer(coordinators.app, name="coordinator")
 app.add_typer(participants.app, name="participant")
 app.add_typer(fp8.app, name="fp8")
 app.command()(fuse.fuse)
+app.command()(rounds.why)
 
 
 @app.command()

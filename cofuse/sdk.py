@@ -87,6 +87,15 @@ class Pivot:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found out about a name, and what helps."""
+
+    says: str
+    do: str
+    """Empty: nothing needs to be done."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recurring:
     """Rounds by the calendar."""
 
@@ -198,6 +207,12 @@ class Coordinator:
         with remote_errors():
             reply = self._research.ListRounds(pb.ListRoundsRequest())
         return [_round(row) for row in reply.rounds]
+
+    def why(self, name: str) -> list[Finding]:
+        """Say why a round, participant, pivot or recurring spec is as it is; first things first."""
+        with remote_errors():
+            reply = self._research.Why(pb.WhyRequest(name=name))
+        return [Finding(row.says, row.do) for row in reply.findings]
 
     def watch(self, round_id: str, *, after_seq: int = 0) -> Iterator[Event]:
         """Yield the round's events until it is final, across restarts of the coordinator."""

@@ -6,10 +6,12 @@ import shutil
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from protos.chunks import sha256_of
 from protos.errors import CofuseError
 
+_PROBE_BYTES: Final = 4096
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -89,6 +91,20 @@ class Artifacts:
         shutil.copyfile(source, partial)
         _fsync(partial)
         self._complete(partial, sha256)
+
+    def check_writable(self) -> None:
+        """Write a small file through to the disk and remove it.
+
+        Raises: OSError when the disk is full, read-only or broken.
+        """
+        probe = self._incoming / ".writable"
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
 
     def _partial(self, sha256: str, sender: str) -> Path:
         return self._incoming / f"{checked_digest(sha256)}.{sender}"

@@ -14,6 +14,7 @@ from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
 from coordinator.engine import Engine, EngineError, Reply
 from coordinator.happenings import Decided, Event, Happening, Lost, Reported
+from coordinator.presence import Presence
 from coordinator.round_state import Deliver
 from coordinator.rounds import IllegalTransitionError
 from coordinator.store import RoundRow, Store
@@ -36,10 +37,13 @@ class _Batch:
 class Deliveries:
     """Starts and ends deliveries, so that what goes on is what is wanted. One thread calls it."""
 
-    def __init__(self, store: Store, artifacts: Artifacts, engine: Engine) -> None:
+    def __init__(
+        self, store: Store, artifacts: Artifacts, engine: Engine, presence: Presence
+    ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._engine = engine
+        self._presence = presence
         self._begun: dict[Deliver, _Batch] = {}
         self._threads: list[threading.Thread] = []
 
@@ -89,12 +93,27 @@ class Deliveries:
             node: assignment.model_copy(update={"attempt": batch.attempts[name]}).model_dump_json()
             for node, name in nodes.items()
         }
-        self._engine.deliver(
-            messages,
-            on_reply=lambda node, reply: self._take(batch, nodes[node], reply),
-            stop=batch.stop,
-            deadline_s=max(0.0, (row.deadline_unix_ms - now_unix_ms()) / 1000),
-        )
+        self._presence.ask(batch.round_id, list(nodes.values()))
+        try:
+            self._engine.deliver(
+                messages,
+                on_reply=lambda node, reply: self._take(batch, nodes[node], reply),
+                idle_s=lambda node: self._presence.idle_s(nodes[node]),
+                stop=batch.stop,
+                deadline_s=max(0.0, (row.deadline_unix_ms - now_unix_ms()) / 1000),
+            )
+        finally:
+            self._dismiss(batch)
+
+    def _dismiss(self, batch: _Batch) -> None:
+        """Want those who have not answered no longer, unless a newer attempt wants them."""
+        newer = {
+            duty.participant
+            for duty, other in list(self._begun.items())
+            if duty.round_id == batch.round_id and other is not batch
+        }
+        for participant in set(batch.attempts) - newer:
+            self._presence.answered(batch.round_id, participant)
 
     def _assignment(self, row: RoundRow) -> Assignment:
         spec = RoundSpec.model_validate_json(row.spec_json)
@@ -120,6 +139,7 @@ class Deliveries:
 
     def _take(self, batch: _Batch, participant: str, reply: Reply) -> None:
         attempt = batch.attempts.pop(participant)
+        self._presence.answered(batch.round_id, participant)
         if reply.error is not None:
             self._tell(batch, Lost(participant, attempt, reply.error))
             return

@@ -17,6 +17,7 @@ from coordinator.deliveries import Deliveries
 from coordinator.engine import Engine
 from coordinator.fusions import Fusions
 from coordinator.happenings import Heard, Lost, Restarted, Tick
+from coordinator.presence import Presence
 from coordinator.recurring import Standing
 from coordinator.round_state import Deliver, Fuse
 from coordinator.rounds import duties
@@ -36,12 +37,13 @@ class Scheduler:
         store: Store,
         artifacts: Artifacts,
         engine: Engine,
+        presence: Presence,
         *,
         fuse_workers: int = 0,
     ) -> None:
         self._store = store
         self._stop = threading.Event()
-        self._deliveries = Deliveries(store, artifacts, engine)
+        self._deliveries = Deliveries(store, artifacts, engine, presence)
         # One more than cores: of three runs on two cores, none waits for another to end.
         workers = fuse_workers or (os.cpu_count() or 1) + 1
         self._fusions = Fusions(root, store, artifacts, workers=workers)

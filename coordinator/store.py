@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, insert, select, update
 from coordinator.clock import now_unix_ms
 from coordinator.database import Database, open_database
 from coordinator.happenings import Committed, Decided, Evaluated, Happening, Reported
+from coordinator.metrics import DB_COMMIT_SECONDS
 from coordinator.migrate import migrate
 from coordinator.queries import (
     find_contributions,
@@ -98,10 +99,18 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with self.database.write() as connection:
+        with DB_COMMIT_SECONDS.time(), self.database.write() as connection:
             yield connection
         with self.changed:
             self.changed.notify_all()
+
+    def check_writable(self) -> None:
+        """Take the writers' turn and give it back, changing nothing.
+
+        Raises: CofuseError storage_full or store_unavailable when the database takes no writer.
+        """
+        with self._write():
+            pass
 
     # participants
 
@@ -258,6 +267,25 @@ class Store:
         with self.database.read() as db:
             return [
                 EventRow(**{k: row[k] for k in ("seq", "time_unix_ms", "kind", "body_json")})
+                for row in db.execute(query).mappings()
+            ]
+
+    def news(self, after_seq: int = 0) -> list[tuple[str, EventRow]]:
+        """Every round's changes of state and contributions after `after_seq`, oldest first.
+
+        Returns: (round id, event) pairs.
+        """
+        query = (
+            select(EVENTS)
+            .where(EVENTS.c.seq > after_seq, EVENTS.c.kind.in_(("state", "contribution")))
+            .order_by(EVENTS.c.seq)
+        )
+        with self.database.read() as db:
+            return [
+                (
+                    row["round_id"],
+                    EventRow(**{k: row[k] for k in ("seq", "time_unix_ms", "kind", "body_json")}),
+                )
                 for row in db.execute(query).mappings()
             ]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from coordinator.access import GET_KINDS, caller, kind_name
 from coordinator.artifacts import Artifacts
+from coordinator.metrics import UPLOAD_BYTES, UPLOAD_RESUMES
 from coordinator.store import Store
 from protos.chunks import read_chunks
 from protos.errors import CofuseError, abort
@@ -46,6 +47,11 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             if not kinds & GET_KINDS[who.role] or not path.exists():
                 # The same words for "not there" and "not yours": neither tells about others.
                 raise CofuseError("unknown_artifact", f"no file {request.sha256} for you")
+            size = path.stat().st_size
+            if request.offset_bytes > size:
+                raise CofuseError(
+                    "wrong_offset", f"found offset {request.offset_bytes}, wanted at most {size}"
+                )
         except CofuseError as error:
             abort(context, error)
         for data in read_chunks(path, request.offset_bytes):
@@ -66,6 +72,8 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             raise CofuseError(
                 "too_large", f"found {header.size_bytes} bytes, wanted at most {self._max_bytes}"
             )
+        if header.offset_bytes:
+            UPLOAD_RESUMES.inc()
         received = self._artifacts.receive(
             header.sha256,
             _safe(who.uri),
@@ -90,4 +98,5 @@ def _chunks(requests: Iterator[pb.PutRequest]) -> Iterator[bytes]:
     for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise CofuseError("bad_request", "after the header a Put holds chunks only")
+        UPLOAD_BYTES.inc(len(request.chunk))
         yield request.chunk

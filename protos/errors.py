@@ -7,6 +7,8 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
+from protos.logs import printable
+
 ERROR_KEY: Final = "cofuse-error"
 """Trailing metadata that carries the error id, so that programs need not parse words."""
 
@@ -59,6 +61,15 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "store_unavailable": Entry(
         _S.UNAVAILABLE, "try again; if it stays so, look into the coordinator's log"
     ),
+    "unknown_service": Entry(_S.NOT_FOUND, "ask without a service name"),
+    "stopping": Entry(_S.UNAVAILABLE, "connect again in a moment; it goes on where it was"),
+    "not_joined": Entry(_S.FAILED_PRECONDITION, "call Join first, and attend then"),
+    "too_many_streams": Entry(
+        _S.RESOURCE_EXHAUSTED, "let one daemon run under one certificate, and try again later"
+    ),
+    "internal": Entry(
+        _S.INTERNAL, "give the reference to the operator: the coordinator's log tells more there"
+    ),
     "bad_contribution": Entry(
         _S.INVALID_ARGUMENT,
         "make the contribution again from the assignment; the round still waits for it",
@@ -84,21 +95,30 @@ class RemoteError(Exception):
 
 
 def abort(context: Any, error: CofuseError) -> NoReturn:
-    """End the RPC with the catalogue's status, the words, and the id in trailing metadata."""
+    """End the RPC with the catalogue's status, the words, and the id in trailing metadata.
+
+    Raises: what gRPC ends a call with, caused by `error`: coordinator/observe.py logs that.
+    """
     context.set_trailing_metadata(((ERROR_KEY, error.error_id),))
-    context.abort(CATALOGUE[error.error_id].status, str(error))
+    try:
+        context.abort(CATALOGUE[error.error_id].status, printable(str(error)))
+    except Exception as ended:
+        raise ended from error
     raise AssertionError("abort returned")
 
 
 @contextmanager
 def remote_errors() -> Iterator[None]:
-    """Turn a refusal from the other side into RemoteError; leave lost connections as they are."""
+    """Turn a refusal from the other side into RemoteError.
+
+    Lost connections, and those that a stopping coordinator ends, stay as they are: try again.
+    """
     try:
         yield
     except grpc.RpcError as error:
         trailing: Any = getattr(error, "trailing_metadata", lambda: ())() or ()
         for key, value in trailing:
-            if key == ERROR_KEY:
+            if key == ERROR_KEY and value != "stopping":
                 raise RemoteError(str(value), str(error.details())) from None
         if "CERTIFICATE_VERIFY_FAILED" in str(error.details()):
             says = "the other side shows a certificate that our ca.pem did not sign"

@@ -150,45 +150,56 @@ class RoundSpec(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.participants)) != len(self.participants):
-            raise ValueError("participants: a name stands twice; name each once")
-        if (self.kind == "weights") != (self.method == "merge"):
-            raise ValueError(
+        faults = (
+            (
+                len(set(self.participants)) != len(self.participants),
+                "participants: a name stands twice; name each once",
+            ),
+            (
+                (self.kind == "weights") != (self.method == "merge"),
                 f"kind {self.kind!r} does not go with method {self.method!r}: "
-                "logits takes unified or pairwise, weights takes merge"
-            )
-        if self.kind == "logits" and self.prompts is None:
-            raise ValueError("prompts: a logits round needs a public prompt set; give its file")
-        if self.grow is not None and self.kind != "logits":
-            raise ValueError(
-                "grow: a weights round trains a copy anyway, by training; leave it out"
-            )
-        if self.rehearse and (self.prompts is None or not self.trains_locally):
-            raise ValueError(
+                "logits takes unified or pairwise, weights takes merge",
+            ),
+            (
+                self.kind == "logits" and self.prompts is None,
+                "prompts: a logits round needs a public prompt set; give its file",
+            ),
+            (
+                self.grow is not None and self.kind != "logits",
+                "grow: a weights round trains a copy anyway, by training; leave it out",
+            ),
+            (
+                self.rehearse and (self.prompts is None or not self.trains_locally),
                 "rehearse: wanted a prompt set and local training (grow, or kind weights); add "
-                "them, or leave rehearse out"
-            )
-        if self.outer is not None and self.method != "merge":
-            raise ValueError(
+                "them, or leave rehearse out",
+            ),
+            (
+                self.outer is not None and self.method != "merge",
                 f"outer: {self.outer!r} steps on the mean of deltas, and method {self.method!r} "
-                "has none; leave it out, or take kind weights and method merge"
-            )
-        if self.loss not in OWN_LOSSES and self.distill_weight != _DISTILL_WEIGHT:
-            raise ValueError(
+                "has none; leave it out, or take kind weights and method merge",
+            ),
+            (
+                self.loss not in OWN_LOSSES and self.distill_weight != _DISTILL_WEIGHT,
                 f"distill_weight: loss {self.loss!r} keeps the share that it was published with; "
-                f"leave it out, or take loss {' or '.join(OWN_LOSSES)}"
-            )
-        if "leave_one_out" in self.controls and self.method != "unified":
-            raise ValueError("controls: leave_one_out goes with method unified only")
-        if self.quorum is not None and self.quorum > len(self.participants):
-            raise ValueError(
-                f"quorum: {self.quorum} is more than the {len(self.participants)} participants"
-            )
-        if self.fusion_minutes is not None and self.fusion_minutes >= self.deadline_minutes:
-            raise ValueError(
-                f"fusion_minutes: found {self.fusion_minutes:g}, wanted less than the "
-                f"{self.deadline_minutes:g} of deadline_minutes: collecting needs time as well"
-            )
+                f"leave it out, or take loss {' or '.join(OWN_LOSSES)}",
+            ),
+            (
+                "leave_one_out" in self.controls and self.method != "unified",
+                "controls: leave_one_out goes with method unified only",
+            ),
+            (
+                self.needed > len(self.participants),
+                f"quorum: {self.quorum} is more than the {len(self.participants)} participants",
+            ),
+            (
+                (self.fusion_minutes or 0) >= self.deadline_minutes,
+                f"fusion_minutes: found {self.fusion_minutes}, wanted less than the "
+                f"{self.deadline_minutes:g} of deadline_minutes: collecting needs time as well",
+            ),
+        )
+        for wrong, words in faults:
+            if wrong:
+                raise ValueError(words)
         return self
 
     @property
@@ -208,6 +219,8 @@ def parse_spec(text: str) -> RoundSpec:
         spec = RoundSpec.model_validate(json.loads(text))
     except (json.JSONDecodeError, ValidationError) as error:
         raise SpecError(first_message(error)) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+        raise SpecError(f"the spec cannot be read as JSON: {error}") from error
     for field in ("prompts", "evals"):
         value = getattr(spec, field)
         if value is not None and not _is_digest(value):

@@ -23,6 +23,7 @@ def init(
     ],
     listen: str = "127.0.0.1:7443",
     engine_listen: str = "127.0.0.1:9443",
+    ops_listen: Annotated[str, typer.Option(help="Monitoring; loopback only.")] = "127.0.0.1:7442",
 ) -> None:
     """Make the certificate authority, the server's certificate and coordinator.toml."""
     from protos.config import toml_text
@@ -40,6 +41,7 @@ def init(
     settings = {
         "listen": listen,
         "engine_listen": engine_listen,
+        "ops_listen": ops_listen,
         "data_dir": "data",
         "approval": "operator",
         "tls": {"ca": "ca/ca.pem", "certificate": "tls/certificate.pem", "key": "tls/key.pem"},
