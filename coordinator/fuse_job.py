@@ -118,7 +118,7 @@ class Fusion:
         """End the worker and its children at once, from any thread; run() then returns False."""
         with self._lock:
             self._stopped = True
-            if self._worker is not None:
+            if self._worker is not None and self._worker.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._worker.pid, signal.SIGKILL)
 

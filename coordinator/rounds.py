@@ -5,7 +5,7 @@ it is, and returns what is to be stored. `duties` says what must be going on whi
 levels, not edges, so whoever executes them derives them again after a restart and loses nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -134,9 +134,7 @@ def _take(round_: Round, happening: Happening, now: int) -> Round:
 def _move(round_: Round, event: Event, detail: str, now: int) -> Round:
     after = replace(round_, state=advance(round_.state, event), detail=detail)
     if event is Event.ISSUE:
-        lease = now + ASSIGNMENT_LEASE_MS
-        parts = (Part(participant=name, lease_unix_ms=lease) for name in round_.participants)
-        return replace(after, parts=tuple(sorted(parts, key=lambda part: part.participant)))
+        return replace(after, parts=_asked(round_.participants, now))
     if event is Event.COLLECTED:
         return replace(after, attempt=1, lease_unix_ms=0, losses=0)
     return after
@@ -276,6 +274,11 @@ def _ask_again(part: Part, now: int) -> Part:
     return _again(part, now)
 
 
+def _asked(names: Iterable[str], now: int) -> tuple[Part, ...]:
+    lease = now + ASSIGNMENT_LEASE_MS
+    return tuple(Part(participant=name, lease_unix_ms=lease) for name in sorted(names))
+
+
 def _again(part: Part, now: int) -> Part:
     return replace(part, attempt=part.attempt + 1, lease_unix_ms=now + ASSIGNMENT_LEASE_MS)
 
@@ -291,8 +294,11 @@ def _lose(round_: Round, now: int) -> Round:
 def _restart(round_: Round, now: int) -> Round:
     """No loss of anybody's: what is open gets a new attempt, which no former one can be."""
     if round_.state is State.COLLECTING:
-        asked = (_again(part, now) if part.awaited else part for part in round_.parts)
-        return replace(round_, parts=tuple(asked))
+        # Release 0.1 wrote a round's state and its assignments in two transactions.
+        known = {part.participant for part in round_.parts}
+        fresh = _asked((name for name in round_.participants if name not in known), now)
+        again = (_again(part, now) if part.awaited else part for part in round_.parts)
+        return replace(round_, parts=(*again, *fresh))
     if round_.state in (State.FUSING, State.EVALUATING):
         return replace(round_, attempt=round_.attempt + 1, lease_unix_ms=0)
     return round_

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.artifacts import Artifacts
-from coordinator.clock import now_unix_ms
+from coordinator.clock import jumped_ms, now_unix_ms
 from coordinator.deliveries import Deliveries
 from coordinator.engine import Engine
 from coordinator.fusions import Fusions
@@ -26,6 +26,8 @@ from coordinator.store import Store
 _LOG = logging.getLogger(__name__)
 PASS_S: Final = 0.25
 """How late a pass may notice that a time has come; news wakes it at once."""
+TOLD_JUMP_S: Final = 60
+"""A wall clock that moves further than this at once is told in the log."""
 
 
 class Scheduler:
@@ -43,6 +45,7 @@ class Scheduler:
     ) -> None:
         self._store = store
         self._stop = threading.Event()
+        self._told_jump_s = 0
         self._deliveries = Deliveries(store, artifacts, engine, presence)
         # One more than cores: of three runs on two cores, none waits for another to end.
         workers = fuse_workers or (os.cpu_count() or 1) + 1
@@ -88,6 +91,13 @@ class Scheduler:
         self._fusions.tidy()
 
     def _pass(self) -> None:
+        jump_s = round(jumped_ms() / 1000)
+        if abs(jump_s - self._told_jump_s) > TOLD_JUMP_S:
+            self._told_jump_s = jump_s
+            _LOG.warning(
+                "the wall clock has moved by %d s since the start; deadlines have not moved with "
+                "it: restart the coordinator if the wall clock is right now", jump_s
+            )  # fmt: skip
         for recurring in self._store.recurring():
             if recurring.state is Standing.ACTIVE and recurring.due_unix_ms <= now_unix_ms():
                 self._store.repeat(recurring.recurring_id)

@@ -222,6 +222,12 @@ def test_an_older_attempt_cannot_end_the_newer_one() -> None:
     assert after(again, Committed("a", "a" * 64, 5)).parts[0].status == "committed"
 
 
+def test_a_round_that_stopped_before_it_asked_asks_after_a_restart() -> None:
+    """Release 0.1 wrote the state and the assignments in two transactions."""
+    restarted = after(a_round(State.COLLECTING), Restarted())
+    assert duties(restarted) == {Deliver("rnd-1", name, 1) for name in "abc"}
+
+
 def test_a_worker_that_hangs_or_is_killed_is_followed_by_another() -> None:
     round_ = after(fusing(), Worked(1))
     assert after(round_, Tick(), now=NOW + FUSION_LEASE_MS - 1) == round_

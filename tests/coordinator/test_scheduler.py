@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import time_machine
 
 from coordinator import fuse_job, rounds
 from coordinator.artifacts import Artifacts
@@ -251,6 +253,19 @@ def test_a_round_ends_at_its_deadline_whatever_it_waits_for(place: Place) -> Non
         place.wait_for(round_id, State.EXPIRED)
         assert time.monotonic() - begun < 5
     assert "no answer from ada, bob" in place.store.round(round_id).detail
+
+
+def test_a_wall_clock_that_jumps_ends_no_round_and_is_told(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = LoopEngine(lambda *_: None)
+    with place.scheduler(engine):
+        round_id = place.submit()
+        place.wait(lambda: len(engine.sent) == 2)
+        with time_machine.travel(datetime.now(UTC) + timedelta(days=1)):
+            place.wait(lambda: "the wall clock has moved by" in caplog.text, 20)
+    assert place.store.round(round_id).state is State.COLLECTING
+    assert len(engine.sent) == 2
 
 
 # --- fusing ----------------------------------------------------------------------------------
