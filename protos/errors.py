@@ -49,8 +49,8 @@ CATALOGUE: Final[dict[str, Entry]] = {
         "check address and network, and that certificate.pem was issued by its authority",
     ),
     "not_joined": Entry(_S.FAILED_PRECONDITION, "call Join first, and attend then"),
-    "too_many_streams": Entry(
-        _S.RESOURCE_EXHAUSTED, "let one daemon run under one certificate, and try again later"
+    "too_many_calls": Entry(
+        _S.RESOURCE_EXHAUSTED, "let one program run under one certificate, and call less often"
     ),
     "internal": Entry(
         _S.INTERNAL, "try again; if it stays so, tell the operator, whose log has the reason"
