@@ -238,7 +238,7 @@ class Coordinator:
         return self.round(round_id)
 
     def participants(self) -> dict[str, bool]:
-        """Return name -> whether its engine is connected."""
+        """Return name -> whether it attends."""
         with remote_errors():
             reply = self._research.ListParticipants(pb.ListParticipantsRequest())
         return {row.name: row.online for row in reply.participants}

@@ -77,11 +77,12 @@ def kind_name(kind: int, role: str) -> str:
     return name
 
 
-def require_role(method: str, context: Any) -> None:
-    """Refuse a caller whose role the table does not grant the method.
+def require_role(method: str, context: Any) -> Identity:
+    """The caller, if the table grants the method to its role.
 
     Raises: CofuseError no_identity or not_allowed.
     """
     who = caller(context)
     if who.role not in ROLES.get(method, frozenset()):
         raise CofuseError("not_allowed", f"{method} is not for the role {who.role}")
+    return who

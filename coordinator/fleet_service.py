@@ -12,6 +12,7 @@ from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
 from coordinator.engine import Engine
+from coordinator.limits import Rates
 from coordinator.presence import BEAT_S, Presence, Seen
 from coordinator.rounds import State
 from coordinator.store import Store
@@ -27,6 +28,8 @@ from trust.ca import public_key_bytes
 
 MISSED_BEATS: Final = 3
 """An attendance ends when this many beats in a row did not come."""
+BEATS_PER_S: Final = 5.0
+BEATS_BURST: Final = 100.0
 MAX_WORKING: Final = 16
 MAX_TEXT: Final = 40
 
@@ -95,10 +98,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     async def _take_beats(self, name: str, requests: AsyncIterator[pb.Beat]) -> None:
         """Read until the caller closes its side or falls silent."""
-        silence_s = BEAT_S * MISSED_BEATS
+        silence_s, rates = BEAT_S * MISSED_BEATS, Rates(BEATS_PER_S, BEATS_BURST)
         with contextlib.suppress(StopAsyncIteration, TimeoutError):
             while True:
                 beat = await asyncio.wait_for(anext(requests), silence_s)
+                if not rates.take(name):
+                    raise CofuseError("too_many_calls", "found too many beats a second")
                 self._presence.beat(name, _seen(beat))
 
     def CommitContribution(self, request: pb.CommitRequest, context: Any) -> pb.Receipt:

@@ -8,7 +8,7 @@ with the next beats.
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 BEAT_S: Final = 10
@@ -44,6 +44,8 @@ class Call:
 
     summoned: bool = False
     ended: frozenset[str] = frozenset()
+    news: int = 0
+    """Counts changes of `ended`: a round may end, be dropped, and come up and end again."""
 
 
 @dataclass(slots=True)
@@ -51,7 +53,8 @@ class _Attendee:
     notify: Callable[[], None]
     seen: Seen | None = None
     idle_since: float | None = None
-    ended: frozenset[str] = field(default_factory=frozenset)
+    ended: frozenset[str] = frozenset()
+    news: int = 0
 
 
 class Presence:
@@ -126,7 +129,9 @@ class Presence:
         """What the participant should hear now."""
         with self._lock:
             attendee = self._attendees.get(name)
-            return Call(name in self._summoned, attendee.ended if attendee else frozenset())
+            if attendee is None:
+                return Call()
+            return Call(name in self._summoned, attendee.ended, attendee.news)
 
     # what a round wants
 
@@ -198,6 +203,7 @@ class Presence:
                 ended = frozenset(one for one in held.get(name, ()) if name not in named[one])
                 if ended != attendee.ended:
                     attendee.ended = ended
+                    attendee.news += 1
                     woken.append(attendee.notify)
             woken += self._fill()
         _wake(woken)

@@ -20,12 +20,16 @@ from google.protobuf.message import DecodeError
 from coordinator.access import require_role
 from coordinator.observe import observing
 from protos.bounds import check_bounds
+from coordinator.limits import Rates
 from protos.errors import CATALOGUE, ERROR_KEY, CofuseError
 from protos.logs import printable
 from protos.tls import SERVER_OPTIONS, TlsFiles, server_credentials
 
 THREADS: Final = 64
 """Per service, so that those who watch rounds never keep an upload waiting."""
+CALLS_PER_S: Final = 50.0
+"""What one caller may call in the long run; an upload is one call."""
+BURST: Final = 500.0
 START_TIMEOUT_S: Final = 30.0
 _CANCEL_POLL_S: Final = 1.0
 _END: Final = object()
@@ -83,10 +87,11 @@ class GrpcServer:
 
 
 class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Every call comes in here: role first, then the parser, then the handler."""
+    """Every call comes in here: role and rate first, then the parser, then the handler."""
 
     def __init__(self) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._rates = Rates(CALLS_PER_S, BURST)
 
     async def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         """Wrap the handler; unknown methods stay unknown."""
@@ -96,49 +101,54 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         service = details.method.rpartition("/")[0].rpartition(".")[2]
         if service not in self._pools:
             self._pools[service] = ThreadPoolExecutor(THREADS, thread_name_prefix=service)
-        return _wrapped(details.method, handler, self._pools[service])
+        return self._wrapped(details.method, handler, self._pools[service])
+
+    def _wrapped(self, method: str, handler: Any, pool: ThreadPoolExecutor) -> Any:
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        kind = next(name for name in kinds if getattr(handler, name))
+        behaviour = getattr(handler, kind)
+        blocks = not (
+            inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)
+        )
+
+        def admitted(raw: Any, call: "_Call") -> Any:
+            who = require_role(method, call)
+            if not self._rates.take(who.uri):
+                raise CofuseError(
+                    "too_many_calls", f"found more than {CALLS_PER_S:.0f} calls a second"
+                )
+            parse = handler.request_deserializer
+            if not kind.startswith("stream"):
+                return _parsed(raw, parse)
+            requests = _each_parsed(raw, parse)
+            return call.blocking(requests) if blocks else requests
+
+        async def answer(raw: Any, context: Any) -> Any:
+            async with _answering(method, context) as call:
+                request = admitted(raw, call)
+                if not blocks:
+                    return await behaviour(request, context)
+                return await call.loop.run_in_executor(pool, behaviour, request, call)
+
+        async def answers(raw: Any, context: Any) -> AsyncIterator[Any]:
+            async with _answering(method, context) as call:
+                request = admitted(raw, call)
+                if not blocks:
+                    async for each in behaviour(request, context):
+                        yield each
+                    return
+                rest = behaviour(request, call)
+                while (one := await call.loop.run_in_executor(pool, next, rest, _END)) is not _END:
+                    yield one
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        wrapped = answers if kind.endswith("_stream") else answer
+        return make(wrapped, response_serializer=handler.response_serializer)
 
     def close(self) -> None:
         """Let the threads end; a handler at work finishes first."""
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _wrapped(method: str, handler: Any, pool: ThreadPoolExecutor) -> Any:
-    kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-    kind = next(name for name in kinds if getattr(handler, name))
-    behaviour = getattr(handler, kind)
-    blocks = not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour))
-
-    def admitted(raw: Any, call: "_Call") -> Any:
-        require_role(method, call)
-        parse = handler.request_deserializer
-        if not kind.startswith("stream"):
-            return _parsed(raw, parse)
-        requests = _each_parsed(raw, parse)
-        return call.blocking(requests) if blocks else requests
-
-    async def answer(raw: Any, context: Any) -> Any:
-        async with _answering(method, context) as call:
-            request = admitted(raw, call)
-            if not blocks:
-                return await behaviour(request, context)
-            return await call.loop.run_in_executor(pool, behaviour, request, call)
-
-    async def answers(raw: Any, context: Any) -> AsyncIterator[Any]:
-        async with _answering(method, context) as call:
-            request = admitted(raw, call)
-            if not blocks:
-                async for each in behaviour(request, context):
-                    yield each
-                return
-            rest = behaviour(request, call)
-            while (one := await call.loop.run_in_executor(pool, next, rest, _END)) is not _END:
-                yield one
-
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    wrapped = answers if kind.endswith("_stream") else answer
-    return make(wrapped, response_serializer=handler.response_serializer)
 
 
 @asynccontextmanager

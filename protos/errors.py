@@ -64,8 +64,8 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "unknown_service": Entry(_S.NOT_FOUND, "ask without a service name"),
     "stopping": Entry(_S.UNAVAILABLE, "connect again in a moment; it goes on where it was"),
     "not_joined": Entry(_S.FAILED_PRECONDITION, "call Join first, and attend then"),
-    "too_many_streams": Entry(
-        _S.RESOURCE_EXHAUSTED, "let one daemon run under one certificate, and try again later"
+    "too_many_calls": Entry(
+        _S.RESOURCE_EXHAUSTED, "let one program run under one certificate, and call less often"
     ),
     "internal": Entry(
         _S.INTERNAL, "give the reference to the operator: the coordinator's log tells more there"

@@ -14,6 +14,7 @@ import pytest
 
 from coordinator import gate
 from coordinator.gate import MAX_BODY_BYTES, Gate, PortTls, PublicPort
+from coordinator.limits import Rates
 from trust import ca
 
 SHORT_S = 0.5
@@ -30,6 +31,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 class Port:
     root: Path
     address: str
+    rates: Rates
 
     def tls(self, name: str) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.root / "ca" / "ca.pem"))
@@ -68,14 +70,11 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Port]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "HANDSHAKE_S", SHORT_S)
         patch.setattr(gate, "REQUEST_S", SHORT_S)
-        opened = PublicPort(Gate(application, key_header="The-Key", routes=routes), tls)
-        yield Port(root, opened.open("127.0.0.1", 0))
+        rates = Rates(gate.CALLS_PER_S, gate.BURST)
+        guarded = Gate(application, key_header="The-Key", routes=routes, rates=rates)
+        opened = PublicPort(guarded, tls)
+        yield Port(root, opened.open("127.0.0.1", 0), rates)
         opened.close()
-
-
-@pytest.fixture(autouse=True)
-def _full_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "CALLS_PER_S", 1e6)
 
 
 def test_a_participant_that_behaves_is_let_through(port: Port) -> None:
@@ -112,13 +111,12 @@ def test_a_body_that_does_not_come_is_not_waited_for(port: Port) -> None:
         assert secured.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_who_calls_too_often_is_told_so_and_others_are_not(
-    port: Port, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert port.post("a") == 200
-    monkeypatch.setattr(gate, "BURST", 3.0)
-    monkeypatch.setattr(gate, "CALLS_PER_S", 0.0)
+def test_who_calls_too_often_is_told_so_and_others_are_not(port: Port) -> None:
+    port.rates._buckets.clear()
+    port.rates._per_s, port.rates._burst = 0.0, 3.0
     assert [port.post("a") for _ in range(4)] == [200, 200, 200, 429]
+    port.rates._per_s = 1e6
+    assert port.post("a") == 200
 
 
 def test_a_connection_that_says_nothing_is_closed(port: Port) -> None:
