@@ -117,10 +117,8 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     ) -> Iterator[pb.HealthCheckResponse]:
         """The same at each change, until the coordinator stops or the caller leaves."""
         _require_whole(request, context)
-        left = threading.Event()
-        context.add_callback(left.set)
         told: bool | None = None
-        while not left.is_set():
+        while context.is_active():
             last = self._health.stopping.is_set()  # asked first: a stop in between comes around
             problems = self._health.problems()
             if bool(problems) is not told:

@@ -126,7 +126,9 @@ class Place:
         try:
             call = getattr(self.channels[role], "_".join(kind))(method)
             answer = call(iter([raw]) if shape.client_streaming else raw, timeout=20)
-            if shape.server_streaming:
+            if shape.server_streaming and shape.client_streaming:
+                list(answer)  # we have closed our side: it ends
+            elif shape.server_streaming:
                 next(answer, None)
                 answer.cancel()
         except grpc.RpcError as error:
@@ -343,7 +345,7 @@ def test_bytes_that_are_no_message_are_refused_in_words(place: Place, method: st
     junk = [b"\xff\xff", b"\x0a\xff\xff\xff\xff\x7f", b"\x08" + b"\xff" * 20]
     texts = [f for f in request.DESCRIPTOR.fields if f.type == FieldDescriptor.TYPE_STRING]
     for field in texts:
-        setattr(request, field.name, "AAAA")
+        request.MergeFrom(type(request)(**{field.name: ["AAAA"] if field.is_repeated else "AAAA"}))
         junk.append(request.SerializeToString().replace(b"AAAA", b"\xff\xfe\xc0\x80"))
     for raw in junk:
         outcome = place.call(method, raw)
