@@ -22,6 +22,7 @@ from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService
+from coordinator.upkeep import Upkeep
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
 from protos.tls import SERVER_OPTIONS, server_credentials
@@ -46,6 +47,8 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
     config.data_dir.mkdir(parents=True, exist_ok=True)
     store = Store.at(config.data_dir / "coordinator.sqlite")
     artifacts = Artifacts(config.data_dir / "artifacts")
+    upkeep = Upkeep(artifacts, store, config.data_dir / "artifacts" / "scrubbed")
+    upkeep.start()
     host, _, port = config.engine_listen.rpartition(":")
     engine = Engine(
         EngineConfig(
@@ -83,6 +86,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
     finally:
         scheduler.stop()
         server.stop(grace=1).wait()
+        upkeep.stop()
         engine.stop()
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    delete,
     event,
     insert,
     select,
@@ -376,6 +377,11 @@ class Store:
         query = select(_ARTIFACTS).where(_ARTIFACTS.c.sha256 == sha256)
         with self._engine.connect() as db:
             return {r["owner"]: (r["kind"], r["size_bytes"]) for r in db.execute(query).mappings()}
+
+    def forget_artifact(self, sha256: str) -> None:
+        """Forget who put a file that is gone."""
+        with self._write() as db:
+            db.execute(delete(_ARTIFACTS).where(_ARTIFACTS.c.sha256 == sha256))
 
     # pivots
 

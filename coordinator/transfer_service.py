@@ -5,9 +5,11 @@ from typing import Any
 
 from coordinator.access import GET_KINDS, caller, kind_name
 from coordinator.artifacts import Artifacts
+from coordinator.incoming import Piece
 from coordinator.store import Store
-from protos.chunks import read_chunks
+from protos.chunks import CHUNK_BYTES, read_chunks
 from protos.errors import CofuseError, abort
+from protos.streams import IDLE_S, Progress, read_ahead
 from protos.v1 import transfer_pb2 as pb
 from protos.v1 import transfer_pb2_grpc
 
@@ -15,10 +17,14 @@ from protos.v1 import transfer_pb2_grpc
 class TransferService(transfer_pb2_grpc.TransferServicer):
     """Stat, Put, Get. Names come from certificates, never from requests."""
 
-    def __init__(self, artifacts: Artifacts, store: Store, max_bytes: int) -> None:
+    def __init__(
+        self, artifacts: Artifacts, store: Store, max_bytes: int, *, idle_s: float = IDLE_S
+    ) -> None:
+        """Args: idle_s: a stream on which nothing moves for so long is ended."""
         self._artifacts = artifacts
         self._store = store
         self._max_bytes = max_bytes
+        self._idle_s = idle_s
 
     def Stat(self, request: pb.StatRequest, context: Any) -> pb.StatReply:
         """Where the caller's upload of this file stands."""
@@ -29,27 +35,47 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
 
     def Put(self, requests: Iterator[pb.PutRequest], context: Any) -> pb.StatReply:
         """Append to the caller's upload; the reply says whether it is complete."""
+        # A thread receives the next chunks while this one checks and writes.
+        moving = read_ahead(requests, idle_s=self._idle_s)
         try:
-            first = next(requests, None)
+            first = next(moving, None)
             if first is None or first.WhichOneof("part") != "header":
                 raise CofuseError("bad_request", "the first message of a Put is its header")
-            return self._put(first.header, requests, context)
+            return self._put(first.header, moving, context)
         except CofuseError as error:
             abort(context, error)
 
     def Get(self, request: pb.GetRequest, context: Any) -> Iterator[pb.Chunk]:
         """Stream a file the caller's role may read."""
         try:
-            who = caller(context)
-            path = self._artifacts.path(request.sha256)
-            kinds = {kind for kind, _ in self._store.artifact_kinds(request.sha256).values()}
-            if not kinds & GET_KINDS[who.role] or not path.exists():
-                # The same words for "not there" and "not yours": neither tells about others.
-                raise CofuseError("unknown_artifact", f"no file {request.sha256} for you")
+            chunks = self._get(request, context)
         except CofuseError as error:
             abort(context, error)
-        for data in read_chunks(path, request.offset_bytes):
-            yield pb.Chunk(data=data)
+        progress = Progress(self._idle_s)
+        progress.watch(on_stall=context.cancel)
+        try:
+            for chunk in chunks:
+                yield chunk
+                progress.moved()
+        finally:
+            progress.end()
+
+    def _get(self, request: pb.GetRequest, context: Any) -> Iterator[pb.Chunk]:
+        who = caller(context)
+        kinds = {kind for kind, _ in self._store.artifact_kinds(request.sha256).values()}
+        if not kinds & GET_KINDS[who.role] or not self._artifacts.has(request.sha256):
+            # The same words for "not there" and "not yours": neither tells about others.
+            raise CofuseError("unknown_artifact", f"no file {request.sha256[:80]} for you")
+        digests = self._artifacts.running_digests(request.sha256)
+        path, start = self._artifacts.path(request.sha256), request.offset_bytes
+        if start > path.stat().st_size:
+            raise CofuseError(
+                "bad_request", f"found offset {start}, wanted at most {path.stat().st_size}"
+            )
+        return (
+            pb.Chunk(data=data, sha256=digests[number])
+            for number, data in enumerate(read_chunks(path, start), start // CHUNK_BYTES)
+        )
 
     def _stat(self, sha256: str, sender: str) -> pb.StatReply:
         kinds = self._store.artifact_kinds(sha256)
@@ -66,12 +92,15 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             raise CofuseError(
                 "too_large", f"found {header.size_bytes} bytes, wanted at most {self._max_bytes}"
             )
+        if (status := self._stat(header.sha256, who.uri)).complete:
+            return status
         received = self._artifacts.receive(
             header.sha256,
             _safe(who.uri),
             size_bytes=header.size_bytes,
             offset_bytes=header.offset_bytes,
-            chunks=_chunks(requests),
+            pieces=_pieces(requests),
+            prefix_sha256=header.prefix_sha256,
         )
         if received < header.size_bytes:
             raise CofuseError(
@@ -86,8 +115,8 @@ def _safe(identity: str) -> str:
     return identity.removeprefix("cofuse://").replace("/", "_")
 
 
-def _chunks(requests: Iterator[pb.PutRequest]) -> Iterator[bytes]:
+def _pieces(requests: Iterator[pb.PutRequest]) -> Iterator[Piece]:
     for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise CofuseError("bad_request", "after the header a Put holds chunks only")
-        yield request.chunk
+        yield request.chunk.data, request.chunk.sha256

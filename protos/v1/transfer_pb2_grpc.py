@@ -63,6 +63,8 @@ class TransferServicer:
 
     def Put(self, request_iterator, context):
         """A header, then the bytes from header.offset_bytes on. Durable once the reply says complete.
+        A chunk that does not fit its digest is refused and costs only itself. A newer Put of the same
+        file by the same caller takes over from an older one, whose connection may be long dead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

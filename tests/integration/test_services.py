@@ -18,9 +18,8 @@ from coordinator.access import ROLES
 from fusion.codec import write_logits
 from fusion.extract import extract_logits
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
-from participant import client as client_module
 from participant.client import Client
-from protos.chunks import put_requests, sha256_of
+from protos.chunks import CHUNK_BYTES, put_requests, sha256_of
 from protos.errors import RemoteError, remote_errors
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec
@@ -128,11 +127,10 @@ def stranger(tmp_path: Path) -> TlsFiles:
 
 
 def test_a_certificate_of_another_authority_is_told_what_to_check(
-    address: str, identities: MakeIdentity, stranger: TlsFiles, monkeypatch: pytest.MonkeyPatch
+    address: str, identities: MakeIdentity, stranger: TlsFiles
 ) -> None:
-    monkeypatch.setattr(client_module, "RETRY_S", 0.5)
     ours = identities("participant", "x").ca
-    client = Client(address, dataclasses.replace(stranger, ca=ours))
+    client = Client(address, dataclasses.replace(stranger, ca=ours), patience_s=0.5)
     with pytest.raises(
         RemoteError, match=r"certificate\.pem was issued by its authority"
     ) as caught:
@@ -321,7 +319,7 @@ def test_an_upload_cut_short_resumes_and_a_wrong_digest_is_refused(
     address: str, identities: MakeIdentity, tmp_path: Path
 ) -> None:
     path = tmp_path / "big"
-    path.write_bytes(np.random.default_rng(0).bytes(9_000_000))
+    path.write_bytes(np.random.default_rng(0).bytes(3_000_000))
     sha256 = sha256_of(path)
     channel = dial(address, identities("participant", "a"))
     stub = transfer_pb2_grpc.TransferStub(channel)
@@ -335,13 +333,20 @@ def test_an_upload_cut_short_resumes_and_a_wrong_digest_is_refused(
         stub.Put(cut())
     assert caught.value.error_id == "truncated_upload"
     status = stub.Stat(transfer_pb2.StatRequest(sha256=sha256))
-    assert (status.complete, status.received_bytes) == (False, 4 * 1024 * 1024)
+    assert (status.complete, status.received_bytes) == (False, CHUNK_BYTES)
     rest = put_requests(path, sha256, transfer_pb2.CONTRIBUTION, status.received_bytes)
     assert stub.Put(rest).complete
 
     wrong = hashlib.sha256(b"something else").hexdigest()
+
+    def renamed() -> Iterator[transfer_pb2.PutRequest]:
+        for request in put_requests(path, sha256, transfer_pb2.CONTRIBUTION, 0):
+            if request.WhichOneof("part") == "header":
+                request.header.sha256 = wrong
+            yield request
+
     with pytest.raises(RemoteError) as caught, remote_errors():
-        stub.Put(put_requests(path, wrong, transfer_pb2.CONTRIBUTION, 0))
+        stub.Put(renamed())
     assert caught.value.error_id == "wrong_digest"
     assert stub.Stat(transfer_pb2.StatRequest(sha256=wrong)).received_bytes == 0
     channel.close()
