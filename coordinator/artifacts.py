@@ -82,23 +82,29 @@ class Artifacts:
         offset_bytes: int,
         pieces: Iterable[Piece],
         prefix_sha256: bytes = b"",
-    ) -> int:
-        """Append to the sender's partial file; complete it when all bytes are there.
+    ) -> Iterator[int]:
+        """Append to the sender's partial file; yield the bytes received in all after each piece.
 
-        Returns: bytes received in all. What arrived before an interruption stays for the next
-            call, so a broken upload costs at most the chunk in flight.
-        Raises: CofuseError wrong_offset, wrong_chunk, wrong_digest (the partial file is dropped),
-            bad_request, storage_full, too_many_uploads.
+        What arrived before an interruption stays for the next call.
+        Raises: CofuseError wrong_offset, wrong_chunk, bad_request, storage_full, too_many_uploads.
         """
         partial = self._open(self._partial_path(sha256, sender))
         self._check_room(sender, partial, size_bytes - offset_bytes)
-        received = partial.receive(
+        yield from partial.receive(
             pieces, offset_bytes=offset_bytes, size_bytes=size_bytes, prefix_sha256=prefix_sha256
         )
-        if received == size_bytes:
-            partial.finish(sha256, size_bytes, self.objects.add)
-            self._forget(partial)
-        return received
+
+    def complete(self, sha256: str, sender: str, size_bytes: int) -> None:
+        """Make the sender's file, of which all bytes are here, durable under its name.
+
+        Raises: CofuseError truncated_upload, wrong_digest (the partial file is dropped),
+            storage_full, storage_unreachable.
+        """
+        partial = self._open(self._partial_path(sha256, sender))
+        if (received := partial.received_bytes) < size_bytes:
+            raise CofuseError("truncated_upload", f"found {received} bytes, wanted {size_bytes}")
+        partial.finish(sha256, size_bytes, self.objects.add)
+        self._forget(partial)
 
     def add(self, source: Path, sha256: str) -> None:
         """Copy a file of this machine in; `sha256` is checked.

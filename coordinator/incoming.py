@@ -44,8 +44,8 @@ class Partial:
 
     def receive(
         self, pieces: Iterable[Piece], *, offset_bytes: int, size_bytes: int, prefix_sha256: bytes
-    ) -> int:
-        """Append pieces that fit their digests; return the bytes received in all.
+    ) -> Iterator[int]:
+        """Append pieces that fit their digests; yield the bytes received in all after each.
 
         Raises: CofuseError wrong_offset, wrong_chunk, bad_request, storage_full.
         """
@@ -60,7 +60,7 @@ class Partial:
                     for piece in pieces:
                         with self._lock:
                             self._append(writer, (data, journal), piece, size_bytes)
-                    return self._length_bytes
+                        yield self._length_bytes
                 finally:
                     sync_handle(data)
                     sync_handle(journal)

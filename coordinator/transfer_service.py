@@ -1,6 +1,7 @@
 """Bulk bytes in and out: translate, check the caller, hand to the artifact store."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from coordinator.access import GET_KINDS, caller, kind_name
@@ -33,15 +34,15 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         except CofuseError as error:
             abort(context, error)
 
-    def Put(self, requests: Iterator[pb.PutRequest], context: Any) -> pb.StatReply:
-        """Append to the caller's upload; the reply says whether it is complete."""
+    def Put(self, requests: Iterator[pb.PutRequest], context: Any) -> Iterator[pb.StatReply]:
+        """Append to the caller's upload; each answer says how far it is."""
         # A thread receives the next chunks while this one checks and writes.
         moving = read_ahead(requests, idle_s=self._idle_s)
         try:
             first = next(moving, None)
             if first is None or first.WhichOneof("part") != "header":
                 raise CofuseError("bad_request", "the first message of a Put is its header")
-            return self._put(first.header, moving, context)
+            yield from self._put(first.header, moving, context)
         except CofuseError as error:
             abort(context, error)
 
@@ -85,29 +86,37 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
 
     def _put(
         self, header: pb.PutHeader, requests: Iterator[pb.PutRequest], context: Any
-    ) -> pb.StatReply:
+    ) -> Iterator[pb.StatReply]:
         who = caller(context)
         kind = kind_name(header.kind, who.role)
         if header.size_bytes > self._max_bytes:
             raise CofuseError(
                 "too_large", f"found {header.size_bytes} bytes, wanted at most {self._max_bytes}"
             )
-        if (status := self._stat(header.sha256, who.uri)).complete:
-            return status
-        received = self._artifacts.receive(
-            header.sha256,
-            _safe(who.uri),
-            size_bytes=header.size_bytes,
-            offset_bytes=header.offset_bytes,
-            pieces=_pieces(requests),
-            prefix_sha256=header.prefix_sha256,
-        )
-        if received < header.size_bytes:
-            raise CofuseError(
-                "truncated_upload", f"found {received} bytes, wanted {header.size_bytes}"
+        if not self._stat(header.sha256, who.uri).complete:
+            received = self._artifacts.receive(
+                header.sha256,
+                _safe(who.uri),
+                size_bytes=header.size_bytes,
+                offset_bytes=header.offset_bytes,
+                pieces=_pieces(requests),
+                prefix_sha256=header.prefix_sha256,
             )
-        self._store.add_artifact(header.sha256, who.uri, kind, header.size_bytes)
-        return self._stat(header.sha256, who.uri)
+            for received_bytes in received:
+                yield pb.StatReply(received_bytes=received_bytes)
+            yield from self._complete(header, who.uri)
+            self._store.add_artifact(header.sha256, who.uri, kind, header.size_bytes)
+        yield self._stat(header.sha256, who.uri)
+
+    def _complete(self, header: pb.PutHeader, sender: str) -> Iterator[pb.StatReply]:
+        """Make it durable; a slow disk or object store may take its time, but not in silence."""
+        with ThreadPoolExecutor(1, thread_name_prefix="complete") as worker:
+            done = worker.submit(
+                self._artifacts.complete, header.sha256, _safe(sender), header.size_bytes
+            )
+            while not wait([done], timeout=self._idle_s / 4).done:
+                yield pb.StatReply(received_bytes=header.size_bytes)
+            done.result()
 
 
 def _safe(identity: str) -> str:

@@ -58,8 +58,9 @@ def collect_garbage(
             objects.move(sha256, "trash", "objects")
         elif age_s > grace_s:
             objects.remove(sha256, "trash")
-            forget(sha256)
-            deleted.append(sha256)
+            if not objects.has(sha256):  # else it was asked for at this very moment
+                forget(sha256)
+                deleted.append(sha256)
     for sha256, age_s in objects.walk("objects"):
         if sha256 not in kept and age_s > grace_s:
             objects.move(sha256, "objects", "trash")

@@ -14,14 +14,14 @@ from protos.errors import CofuseError
 from protos.files import replace, write_at
 from protos.messages import FileRef
 from protos.retry import PATIENCE_S, Patience
-from protos.streams import IDLE_S, Progress, read_ahead, stalled
+from protos.streams import IDLE_S, read_ahead
 from protos.v1 import transfer_pb2 as pb
 from protos.v1 import transfer_pb2_grpc
 
 _UNARY_S: Final = 60.0
 """A small question's answer; Stat may have to read a partial file again."""
-_DURABLE_BYTES_PER_S: Final = 10e6
-"""The slowest store at which the other side may make a whole file durable before it answers."""
+WINDOW_BYTES: Final = 4 * 1024 * 1024
+"""What may be on its way unanswered; what a cut costs at most."""
 
 
 class Transfer:
@@ -57,7 +57,7 @@ class Transfer:
             status = self._stat(sha256)
             if not status.complete:
                 patience.advanced(status.received_bytes)
-                self._put(file, status.received_bytes)
+                self._put(file, status.received_bytes, patience)
 
         patience.repeat(put_rest)
 
@@ -74,11 +74,10 @@ class Transfer:
         patience = self._patience()
 
         def get_rest() -> None:
-            patience.advanced(incoming.length_bytes)
             request = pb.GetRequest(sha256=file.sha256, offset_bytes=incoming.length_bytes)
             call = self._stub.Get(request)
             try:
-                incoming.take(read_ahead(call, idle_s=self._idle_s))
+                incoming.take(read_ahead(call, idle_s=self._idle_s), patience)
             finally:
                 call.cancel()
 
@@ -93,34 +92,63 @@ class Transfer:
         reply: pb.StatReply = self._stub.Stat(pb.StatRequest(sha256=sha256), timeout=_UNARY_S)
         return reply
 
-    def _put(self, file: Outgoing, offset_bytes: int) -> None:
-        progress = Progress(self._idle_s)
-        changed: list[CofuseError] = []
+    def _put(self, file: Outgoing, offset_bytes: int, patience: Patience) -> None:
+        window = _Window(file, offset_bytes)
+        call: Any = self._stub.Put(window.requests())
+        call.add_callback(window.close)  # else a sender that waits for answers waits for ever
+        try:
+            for reply in read_ahead(call, idle_s=self._idle_s):
+                window.answered(reply.received_bytes)
+                patience.advanced(reply.received_bytes)
+        except grpc.RpcError:
+            if window.changed is not None:  # of which the other side can only say: truncated
+                raise window.changed from None
+            raise
+        finally:
+            call.cancel()
 
-        def requests() -> Iterator[pb.PutRequest]:
-            try:
-                for request in file.requests(offset_bytes):
-                    yield request
-                    progress.moved()
-            except CofuseError as error:  # grpc would only say that the iterator raised
-                changed.append(error)
-                return
-            # All is on its way; now the other side's disk or object store may take its time.
-            progress.idle_s += file.size_bytes / _DURABLE_BYTES_PER_S
 
-        call: Any = self._stub.Put.future(requests())
-        while not call.done():
-            try:
-                call.result(timeout=max(0.0, progress.left_s()))
-            except grpc.FutureTimeoutError:
-                if progress.left_s() <= 0:
-                    call.cancel()
-                    raise stalled(self._idle_s) from None
-            except (grpc.RpcError, grpc.FutureCancelledError):
-                break
-        if changed:
-            raise changed[0]
-        call.result()
+class _Window:
+    """Sends a file no further ahead of the answers than WINDOW_BYTES."""
+
+    def __init__(self, file: Outgoing, offset_bytes: int) -> None:
+        self.changed: CofuseError | None = None
+        """Why sending ended, when the file was no longer the one that was named."""
+        self._file = file
+        self._answered_bytes = offset_bytes
+        self._closed = False
+        self._news = threading.Condition()
+
+    def requests(self) -> Iterator[pb.PutRequest]:
+        """Messages of the Put, each as soon as there is room for it."""
+        sent_bytes = self._answered_bytes
+        try:
+            for request in self._file.requests(sent_bytes):
+                sent_bytes += len(request.chunk.data)
+                if not self._has_room(sent_bytes):
+                    return
+                yield request
+        except CofuseError as error:  # grpc would only say that the iterator raised
+            self.changed = error
+
+    def _has_room(self, sent_bytes: int) -> bool:
+        """Wait for answers; whether the call still goes on."""
+        with self._news:
+            while not self._closed and sent_bytes - self._answered_bytes > WINDOW_BYTES:
+                self._news.wait()
+            return not self._closed
+
+    def answered(self, received_bytes: int) -> None:
+        """The other side has so many bytes."""
+        with self._news:
+            self._answered_bytes = received_bytes
+            self._news.notify()
+
+    def close(self) -> None:
+        """The call is over."""
+        with self._news:
+            self._closed = True
+            self._news.notify()
 
 
 class _Incoming:
@@ -133,7 +161,7 @@ class _Incoming:
         if path.exists() and path.stat().st_size <= file.size_bytes:
             self._digest, self.length_bytes = hash_prefix(path), path.stat().st_size
 
-    def take(self, chunks: Iterator[pb.Chunk]) -> None:
+    def take(self, chunks: Iterator[pb.Chunk], patience: Patience) -> None:
         """Append chunks until the file is whole.
 
         Raises: CofuseError wrong_chunk, wrong_digest, truncated_upload; what `chunks` raises.
@@ -151,6 +179,7 @@ class _Incoming:
                 write_at(handle, self.length_bytes, chunk.data)
                 self._digest, resumed = digest, False
                 self.length_bytes += len(chunk.data)
+                patience.advanced(self.length_bytes)
             os.ftruncate(handle, self.length_bytes)
         finally:
             os.close(handle)

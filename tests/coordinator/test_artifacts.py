@@ -38,15 +38,32 @@ def send(
     *,
     pieces: Iterable[Piece] | None = None,
     sender: str = "a",
-) -> int:
-    return store.receive(
-        DIGEST,
+) -> None:
+    """Put bytes from `start` on; complete the file when all of it is there."""
+    prefix_sha256 = hashlib.sha256(DATA[:start]).digest()
+    pieces = [piece(DATA, start, end)] if pieces is None else pieces
+    receive(store, DIGEST, sender, pieces, start, prefix_sha256)
+    if store.received_bytes(DIGEST, sender) == len(DATA):
+        store.complete(DIGEST, sender, len(DATA))
+
+
+def receive(
+    store: Artifacts,
+    sha256: str,
+    sender: str,
+    pieces: Iterable[Piece],
+    start: int = 0,
+    prefix_sha256: bytes = b"",
+) -> None:
+    for _ in store.receive(
+        sha256,
         sender,
         size_bytes=len(DATA),
         offset_bytes=start,
-        pieces=[piece(DATA, start, end)] if pieces is None else pieces,
-        prefix_sha256=hashlib.sha256(DATA[:start]).digest(),
-    )
+        pieces=pieces,
+        prefix_sha256=prefix_sha256,
+    ):
+        pass
 
 
 @settings(max_examples=20)  # each waits for the disk
@@ -178,16 +195,22 @@ def test_a_newer_upload_takes_over_from_one_that_hangs(tmp_path: Path) -> None:
     assert store.path(DIGEST).read_bytes() == DATA
 
 
+def test_what_is_not_whole_cannot_be_completed(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    send(store, 0, 50)
+    with pytest.raises(CofuseError, match="found 50 bytes, wanted"):
+        store.complete(DIGEST, "a", len(DATA))
+
+
 def test_a_sender_has_so_many_unfinished_files_and_no_more(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     for number in range(MAX_PARTIALS + 1):
         sha256 = hashlib.sha256(b"%d" % number).hexdigest()
-        request = {"size_bytes": 10, "offset_bytes": 0, "pieces": [piece(DATA, 0, 1)]}
         if number == MAX_PARTIALS:
             with pytest.raises(CofuseError, match="unfinished uploads"):
-                store.receive(sha256, "a", **request)  # type: ignore[arg-type]
+                receive(store, sha256, "a", [piece(DATA, 0, 1)])
         else:
-            store.receive(sha256, "a", **request)  # type: ignore[arg-type]
+            receive(store, sha256, "a", [piece(DATA, 0, 1)])
     send(store, sender="b")
     assert len(store.drop_partials(older_than_s=-1)) == MAX_PARTIALS
     assert list((tmp_path / "incoming").iterdir()) == []

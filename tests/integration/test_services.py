@@ -157,14 +157,14 @@ def test_a_participant_cannot_read_what_another_one_shipped(
     sha256 = sha256_of(path)
     channels = {name: dial(address, identities("participant", name)) for name in ("a", "b")}
     stubs = {name: transfer_pb2_grpc.TransferStub(channel) for name, channel in channels.items()}
-    stubs["a"].Put(put_requests(path, sha256, transfer_pb2.CONTRIBUTION, 0))
+    list(stubs["a"].Put(put_requests(path, sha256, transfer_pb2.CONTRIBUTION, 0)))
     for name in ("a", "b"):
         with pytest.raises(RemoteError, match="no file"), remote_errors():
             list(stubs[name].Get(transfer_pb2.GetRequest(sha256=sha256)))
     assert not stubs["b"].Stat(transfer_pb2.StatRequest(sha256=sha256)).complete
     for kind in (transfer_pb2.PIVOT, transfer_pb2.PROMPTS):
         with pytest.raises(RemoteError, match="may not put"), remote_errors():
-            stubs["a"].Put(put_requests(path, sha256, kind, 0))
+            list(stubs["a"].Put(put_requests(path, sha256, kind, 0)))
     for channel in channels.values():
         channel.close()
 
@@ -330,12 +330,12 @@ def test_an_upload_cut_short_resumes_and_a_wrong_digest_is_refused(
         yield next(requests)
 
     with pytest.raises(RemoteError) as caught, remote_errors():
-        stub.Put(cut())
+        list(stub.Put(cut()))
     assert caught.value.error_id == "truncated_upload"
     status = stub.Stat(transfer_pb2.StatRequest(sha256=sha256))
     assert (status.complete, status.received_bytes) == (False, CHUNK_BYTES)
     rest = put_requests(path, sha256, transfer_pb2.CONTRIBUTION, status.received_bytes)
-    assert stub.Put(rest).complete
+    assert list(stub.Put(rest))[-1].complete
 
     wrong = hashlib.sha256(b"something else").hexdigest()
 
@@ -346,7 +346,7 @@ def test_an_upload_cut_short_resumes_and_a_wrong_digest_is_refused(
             yield request
 
     with pytest.raises(RemoteError) as caught, remote_errors():
-        stub.Put(renamed())
+        list(stub.Put(renamed()))
     assert caught.value.error_id == "wrong_digest"
     assert stub.Stat(transfer_pb2.StatRequest(sha256=wrong)).received_bytes == 0
     channel.close()
@@ -361,7 +361,7 @@ def test_a_file_larger_than_the_limit_is_refused_before_its_bytes(
     )
     stub = transfer_pb2_grpc.TransferStub(channel)
     with pytest.raises(RemoteError) as caught, remote_errors():
-        stub.Put(iter([transfer_pb2.PutRequest(header=header)]))
+        list(stub.Put(iter([transfer_pb2.PutRequest(header=header)])))
     assert caught.value.error_id == "too_large"
     channel.close()
 

@@ -1,0 +1,197 @@
+"""Transfers over networks that cut, crawl, go silent and lie, over real mutual TLS."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from coordinator.access import RoleInterceptor
+from coordinator.artifacts import Artifacts
+from coordinator.store import Store
+from coordinator.transfer_service import TransferService
+from protos.chunks import CHUNK_BYTES, sha256_of
+from protos.errors import RemoteError
+from protos.messages import FileRef
+from protos.tls import SERVER_OPTIONS, TlsFiles, dial, server_credentials
+from protos.transfer import Transfer
+from protos.v1 import transfer_pb2, transfer_pb2_grpc
+from tests.chaos import ChaosProxy
+from tests.integration.conftest import MakeIdentity
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Site:
+    """A coordinator's Transfer service behind a chaos proxy, and a client of it."""
+
+    proxy: ChaosProxy
+    artifacts: Artifacts
+    store: Store
+    address: str
+    identity: TlsFiles
+    client: Callable[..., Transfer]
+
+
+@pytest.fixture
+def start(tmp_path: Path, identities: MakeIdentity) -> Iterator[Callable[..., Site]]:
+    """Serve with the given idle limit."""
+    with ExitStack() as stack:
+
+        def make(idle_s: float = 30.0) -> Site:
+            store = Store.at(tmp_path / "db.sqlite")
+            artifacts = Artifacts(tmp_path / "artifacts")
+            server = grpc.server(
+                ThreadPoolExecutor(8), interceptors=[RoleInterceptor()], options=SERVER_OPTIONS
+            )
+            service = TransferService(artifacts, store, 4 * 2**30, idle_s=idle_s)
+            transfer_pb2_grpc.add_TransferServicer_to_server(service, server)
+            credentials = server_credentials(identities("coordinator", "coordinator"))
+            address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
+            server.start()
+            stack.callback(lambda: server.stop(grace=0).wait())
+            proxy = stack.enter_context(ChaosProxy(address))
+            identity = identities("participant", "a")
+
+            def client(**settings: float) -> Transfer:
+                channel = dial(proxy.address, identity)
+                stack.callback(channel.close)
+                return Transfer(channel, **settings)  # type: ignore[arg-type]
+
+            return Site(proxy, artifacts, store, address, identity, client)
+
+        yield make
+
+
+def make_file(folder: Path, size_bytes: int) -> tuple[Path, str]:
+    """A file of noise, and its sha256."""
+    path = folder / "noise"
+    with path.open("wb") as file:
+        noise = np.random.default_rng(size_bytes)
+        for start in range(0, size_bytes, MIB):
+            file.write(noise.bytes(min(MIB, size_bytes - start)))
+    return path, sha256_of(path)
+
+
+def upload(site: Site, path: Path, sha256: str, **settings: float) -> None:
+    """Put a contribution and look that it is there, byte for byte."""
+    site.client(**settings).put(path, sha256, transfer_pb2.CONTRIBUTION)
+    assert sha256_of(site.artifacts.path(sha256)) == sha256
+
+
+def check_cuts(site: Site, folder: Path, size_bytes: int, cuts: int) -> None:
+    """Upload through `cuts` resets at random bytes; count what went up twice."""
+    path, sha256 = make_file(folder, size_bytes)
+    dice = random.Random(0)
+    mean = size_bytes // (cuts + 1)
+    site.proxy.cuts = iter([dice.randint(mean // 2, mean) for _ in range(cuts)])
+    upload(site, path, sha256)
+    assert site.proxy.resets == cuts
+    assert site.proxy.up_bytes - size_bytes <= cuts * 4 * MIB + 0.01 * size_bytes
+
+
+def test_an_upload_cut_many_times_sends_little_twice(
+    start: Callable[..., Site], tmp_path: Path
+) -> None:
+    check_cuts(start(), tmp_path, 40 * MIB, 5)
+
+
+@pytest.mark.slow
+def test_a_gigabyte_cut_fifty_times_sends_little_twice(
+    start: Callable[..., Site], tmp_path: Path
+) -> None:
+    check_cuts(start(), tmp_path, 1024 * MIB, 50)
+
+
+def test_a_slow_link_that_resets_is_not_given_up_while_bytes_advance(
+    start: Callable[..., Site], tmp_path: Path
+) -> None:
+    """It takes several times the idle limit, and patience would not outlast it either."""
+    site = start(idle_s=3.0)
+    path, sha256 = make_file(tmp_path, 5 * MIB)
+    site.proxy.bytes_per_s, site.proxy.latency_s = 1.0 * MIB, 0.002
+    site.proxy.cuts = iter([int(1.5 * MIB), 2 * MIB])
+    begun = time.monotonic()
+    upload(site, path, sha256, idle_s=3.0, patience_s=3.0)
+    assert time.monotonic() - begun > 4.0
+
+
+def test_a_stall_is_said_the_slot_is_freed_and_the_rest_follows_once_it_is_over(
+    start: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = start(idle_s=1.5)
+    path, sha256 = make_file(tmp_path, 24 * MIB)
+    site.proxy.bytes_per_s = 12.0 * MIB
+    threading.Timer(0.7, site.proxy.blackhole).start()
+    with pytest.raises(RemoteError, match=r"nothing moved|not reached") as caught:
+        upload(site, path, sha256, idle_s=1.0, patience_s=0.1)
+    assert caught.value.error_id in ("stalled", "unreachable")
+    assert "address and network" in str(caught.value) or "the network" in str(caught.value)
+    received = site.artifacts.received_bytes(sha256, "participant_a")
+    assert 0 < received < 24 * MIB
+    deadline = time.monotonic() + 10
+    while any(t.name == "read-ahead" for t in threading.enumerate()):
+        assert time.monotonic() < deadline, "the server still holds the silent stream"
+        threading.Event().wait(0.05)
+    site.proxy.bytes_per_s = 0.0
+    site.proxy.reset()  # what it held back is lost
+    site.proxy.heal()
+    site.proxy.up_bytes = 0
+    upload(site, path, sha256)
+    assert site.proxy.up_bytes <= 24 * MIB - received + MIB
+
+
+def test_every_flipped_bit_on_the_wire_is_found(start: Callable[..., Site], tmp_path: Path) -> None:
+    site = start()
+    path, sha256 = make_file(tmp_path, 12 * MIB)
+    site.proxy.flips = iter([int(2.3 * MIB)] * 4)
+    upload(site, path, sha256)
+    assert site.proxy.flipped == 4
+
+
+def test_a_download_resumes_over_cuts_and_flips(start: Callable[..., Site], tmp_path: Path) -> None:
+    site = start()
+    path, sha256 = make_file(tmp_path, 10 * MIB + 17)
+    site.artifacts.add(path, sha256)
+    site.store.add_artifact(sha256, "coordinator", "PIVOT", path.stat().st_size)
+    file = FileRef(name="model.safetensors", sha256=sha256, size_bytes=path.stat().st_size)
+    site.proxy.bytes_per_s = 20.0 * MIB
+    client = site.client()
+    for pause_s in (0.15, 0.35):
+        threading.Timer(pause_s, site.proxy.reset).start()
+    got = client.get(file, tmp_path / "pivot")
+    assert sha256_of(got) == sha256
+    assert [p.name for p in (tmp_path / "pivot").iterdir()] == ["model.safetensors"]
+
+
+def test_a_partial_download_that_decayed_is_begun_anew(
+    start: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = start()
+    path, sha256 = make_file(tmp_path, 3 * CHUNK_BYTES)
+    site.artifacts.add(path, sha256)
+    site.store.add_artifact(sha256, "coordinator", "PIVOT", path.stat().st_size)
+    file = FileRef(name="m", sha256=sha256, size_bytes=path.stat().st_size)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / f"{sha256}.part").write_bytes(b"?" * CHUNK_BYTES)
+    assert sha256_of(site.client().get(file, tmp_path / "in")) == sha256
+
+
+def test_a_file_that_changes_while_it_is_sent_is_refused_at_its_sender(
+    start: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = start()
+    path, sha256 = make_file(tmp_path, 2 * MIB)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(RemoteError, match="changed while it was sent") as caught:
+        upload(site, path, sha256)
+    assert caught.value.error_id == "wrong_digest"
+    assert not site.artifacts.has(sha256)
