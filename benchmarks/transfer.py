@@ -32,7 +32,6 @@ import grpc
 import numpy as np
 import psutil
 
-from coordinator.access import RoleInterceptor
 from coordinator.artifacts import Artifacts
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService

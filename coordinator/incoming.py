@@ -20,7 +20,6 @@ from protos.files import NO_ROOM, sync, sync_handle, write_at, write_back
 Piece: TypeAlias = tuple[bytes, bytes]
 """Bytes of a chunk, and the running digest (protos/chunks.py) with it."""
 _RECORD: Final = struct.Struct(">Q32s")
-_WRITE_BACK_BYTES: Final = 32 * 1024 * 1024
 
 
 class Partial:
@@ -124,8 +123,7 @@ class Partial:
         write_at(handles[0], here, data_bytes)
         write_at(handles[1], self._records * _RECORD.size, _RECORD.pack(end, sha256))
         self._digest, self._length_bytes, self._records = digest, end, self._records + 1
-        if here // _WRITE_BACK_BYTES != end // _WRITE_BACK_BYTES:
-            write_back(handles[0])
+        write_back(handles[0], here, end)
 
     def _recover(self) -> None:
         """Read what is on disk against the journal; keep what fits."""

@@ -1,8 +1,9 @@
 """Bulk bytes in and out: translate, check the caller, hand to the artifact store."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, Final
 
 from coordinator.access import GET_KINDS, caller, kind_name
 from coordinator.artifacts import Artifacts
@@ -13,6 +14,10 @@ from protos.errors import CofuseError, abort
 from protos.streams import IDLE_S, Progress, read_ahead
 from protos.v1 import transfer_pb2 as pb
 from protos.v1 import transfer_pb2_grpc
+
+_ANSWER_BYTES: Final = 2 * CHUNK_BYTES
+_ANSWER_S: Final = 1.0
+"""An upload is answered after so much or so long: each answer costs about as much as a chunk."""
 
 
 class TransferService(transfer_pb2_grpc.TransferServicer):
@@ -102,8 +107,14 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
                 pieces=_pieces(requests),
                 prefix_sha256=header.prefix_sha256,
             )
+            answered_bytes, answered_s = header.offset_bytes, time.monotonic()
             for received_bytes in received:
-                yield pb.StatReply(received_bytes=received_bytes)
+                if (
+                    received_bytes - answered_bytes >= _ANSWER_BYTES
+                    or time.monotonic() - answered_s >= _ANSWER_S
+                ):
+                    yield pb.StatReply(received_bytes=received_bytes)
+                    answered_bytes, answered_s = received_bytes, time.monotonic()
             yield from self._complete(header, who.uri)
             self._store.add_artifact(header.sha256, who.uri, kind, header.size_bytes)
         yield self._stat(header.sha256, who.uri)

@@ -6,6 +6,8 @@ found before it is stored, and the digest after the last chunk is the file's nam
 """
 
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -56,8 +58,28 @@ def hash_prefix(path: Path, length_bytes: int | None = None) -> RunningHash:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in chunks."""
-    return hash_prefix(path).hexdigest()
+    """Hexadecimal sha256 of a file, read in chunks. Sending it afterwards hashes nothing again."""
+    identity, digest, digests = _identity(path), hashlib.sha256(), []
+    for chunk in read_chunks(path):
+        digest.update(chunk)
+        digests.append(digest.digest())
+    with _LOCK:
+        _NAMED[identity] = digests
+        while len(_NAMED) > _REMEMBERED:
+            _NAMED.popitem(last=False)
+    return digest.hexdigest()
+
+
+_REMEMBERED: Final = 16
+_NAMED: Final[OrderedDict[tuple[int, ...], list[bytes]]] = OrderedDict()
+"""Running digests of the files last named; 32 bytes a MiB."""
+_LOCK: Final = threading.Lock()
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What differs when a file was changed, but for a change within a tick of the clock."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class Outgoing:
@@ -69,34 +91,57 @@ class Outgoing:
         self._sha256 = sha256
         self._kind = kind
         self._states: dict[int, RunningHash] = {0: hashlib.sha256()}
+        with _LOCK:
+            self._named = _NAMED.get(_identity(path))
+
+    def distrust(self) -> None:
+        """Hash what is read from now on: the receiver says that bytes and digests differ."""
+        self._named = None
 
     def requests(self, offset_bytes: int) -> Iterator[transfer_pb2.PutRequest]:
         """Messages of a Put that goes on at `offset_bytes`, which the receiver has durably.
 
         Raises: CofuseError wrong_digest when the file is no longer the one that was named.
         """
-        digest = self._state(offset_bytes)
+        prefix, digests = self._digests_from(offset_bytes)
         header = transfer_pb2.PutHeader(
             sha256=self._sha256,
             size_bytes=self.size_bytes,
             offset_bytes=offset_bytes,
             kind=self._kind,
-            prefix_sha256=digest.digest(),
+            prefix_sha256=prefix,
         )
         yield transfer_pb2.PutRequest(header=header)
-        at = offset_bytes
-        for data in read_chunks(self._path, offset_bytes):
-            digest.update(data)
-            at += len(data)
-            if at >= self.size_bytes and digest.hexdigest() != self._sha256:
+        sent_bytes = offset_bytes
+        for data, sha256 in digests:
+            sent_bytes += len(data)
+            if sent_bytes >= self.size_bytes and sha256.hex() != self._sha256:
                 raise CofuseError(
                     "wrong_digest",
-                    f"{self._path}: found sha256 {digest.hexdigest()}, wanted {self._sha256}: "
-                    "the file changed while it was sent",
+                    f"{self._path}: found sha256 {sha256.hex()}, wanted {self._sha256}: "
+                    "the file changed after it was named",
                 )
+            request = transfer_pb2.PutRequest()  # as keywords, a chunk in it is copied slowly
+            request.chunk.data, request.chunk.sha256 = data, sha256
+            yield request
+
+    def _digests_from(self, offset_bytes: int) -> tuple[bytes, Iterator[tuple[bytes, bytes]]]:
+        """Digest of the first bytes, and the chunks that follow with their running digests."""
+        done, rest = divmod(offset_bytes, CHUNK_BYTES)
+        if self._named is not None and rest == 0 and done <= len(self._named):
+            prefix = self._named[done - 1] if done else hashlib.sha256().digest()
+            return prefix, zip(
+                read_chunks(self._path, offset_bytes), self._named[done:], strict=False
+            )
+        digest = self._state(offset_bytes)
+        return digest.digest(), self._hashed(offset_bytes, digest)
+
+    def _hashed(self, at: int, digest: RunningHash) -> Iterator[tuple[bytes, bytes]]:
+        for data in read_chunks(self._path, at):
+            digest.update(data)
+            at += len(data)
             self._states[at] = digest.copy()
-            chunk = transfer_pb2.Chunk(data=data, sha256=digest.digest())
-            yield transfer_pb2.PutRequest(chunk=chunk)
+            yield data, digest.digest()
 
     def _state(self, offset_bytes: int) -> RunningHash:
         known = self._states.get(offset_bytes) or hash_prefix(self._path, offset_bytes)

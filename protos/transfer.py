@@ -10,8 +10,8 @@ from typing import Any, Final
 import grpc
 
 from protos.chunks import Outgoing, RunningHash, hash_prefix, sha256_of
-from protos.errors import CofuseError
-from protos.files import replace, write_at
+from protos.errors import CofuseError, RemoteError, remote_errors
+from protos.files import replace, write_at, write_back
 from protos.messages import FileRef
 from protos.retry import PATIENCE_S, Patience
 from protos.streams import IDLE_S, read_ahead
@@ -57,7 +57,13 @@ class Transfer:
             status = self._stat(sha256)
             if not status.complete:
                 patience.advanced(status.received_bytes)
-                self._put(file, status.received_bytes, patience)
+                try:
+                    with remote_errors():
+                        self._put(file, status.received_bytes, patience)
+                except RemoteError as error:
+                    if error.error_id == "wrong_chunk":
+                        file.distrust()
+                    raise
 
         patience.repeat(put_rest)
 
@@ -178,7 +184,8 @@ class _Incoming:
                     raise CofuseError("wrong_chunk", f"{self._file.name}: a chunk was damaged")
                 write_at(handle, self.length_bytes, chunk.data)
                 self._digest, resumed = digest, False
-                self.length_bytes += len(chunk.data)
+                before, self.length_bytes = self.length_bytes, self.length_bytes + len(chunk.data)
+                write_back(handle, before, self.length_bytes)
                 patience.advanced(self.length_bytes)
             os.ftruncate(handle, self.length_bytes)
         finally:

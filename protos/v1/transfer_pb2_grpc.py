@@ -62,9 +62,9 @@ class TransferServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Put(self, request_iterator, context):
-        """A header, then the bytes from header.offset_bytes on. Each chunk that counts is answered, and
-        so is the wait at the end; durable once an answer says complete. Who sends keeps at most 4 MiB
-        unanswered: a cut costs no more than these, and silence means that nothing moves.
+        """A header, then the bytes from header.offset_bytes on. Every 2 MiB that count are answered, and
+        at least one chunk a second; so is the wait at the end. Durable once an answer says complete.
+        Who sends keeps at most 4 MiB unanswered: a cut costs no more, and silence is a stall.
         A chunk that does not fit its digest is refused and costs only itself. A newer Put of the same
         file by the same caller takes over from an older one, whose connection may be long dead.
         """

@@ -1,5 +1,6 @@
 """Transfers over networks that cut, crawl, go silent and lie, over real mutual TLS."""
 
+import os
 import random
 import threading
 import time
@@ -185,13 +186,19 @@ def test_a_partial_download_that_decayed_is_begun_anew(
     assert sha256_of(site.client().get(file, tmp_path / "in")) == sha256
 
 
-def test_a_file_that_changes_while_it_is_sent_is_refused_at_its_sender(
-    start: Callable[..., Site], tmp_path: Path
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_file_that_changes_after_it_was_named_is_refused_at_its_sender(
+    start: Callable[..., Site], tmp_path: Path, noticed: bool
 ) -> None:
     site = start()
     path, sha256 = make_file(tmp_path, 2 * MIB)
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(RemoteError, match="changed while it was sent") as caught:
+    if noticed:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    else:  # as when it changes after the first look at it, or within a tick of the clock
+        before = path.stat()
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(RemoteError, match="changed after it was named") as caught:
         upload(site, path, sha256)
     assert caught.value.error_id == "wrong_digest"
     assert not site.artifacts.has(sha256)
