@@ -4,82 +4,18 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import grpc
-import numpy as np
 import pytest
 
-from coordinator.access import RoleInterceptor
-from coordinator.artifacts import Artifacts
-from coordinator.store import Store
-from coordinator.transfer_service import TransferService
 from protos.chunks import CHUNK_BYTES, sha256_of
 from protos.errors import RemoteError
 from protos.messages import FileRef
-from protos.tls import SERVER_OPTIONS, TlsFiles, dial, server_credentials
-from protos.transfer import Transfer
-from protos.v1 import transfer_pb2, transfer_pb2_grpc
-from tests.chaos import ChaosProxy
-from tests.integration.conftest import MakeIdentity
+from protos.v1 import transfer_pb2
+from tests.integration.transfer_site import MIB, Site, make_file, start_site
 
-MIB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Site:
-    """A coordinator's Transfer service behind a chaos proxy, and a client of it."""
-
-    proxy: ChaosProxy
-    artifacts: Artifacts
-    store: Store
-    address: str
-    identity: TlsFiles
-    client: Callable[..., Transfer]
-
-
-@pytest.fixture
-def start(tmp_path: Path, identities: MakeIdentity) -> Iterator[Callable[..., Site]]:
-    """Serve with the given idle limit."""
-    with ExitStack() as stack:
-
-        def make(idle_s: float = 30.0) -> Site:
-            store = Store.at(tmp_path / "db.sqlite")
-            artifacts = Artifacts(tmp_path / "artifacts")
-            server = grpc.server(
-                ThreadPoolExecutor(8), interceptors=[RoleInterceptor()], options=SERVER_OPTIONS
-            )
-            service = TransferService(artifacts, store, 4 * 2**30, idle_s=idle_s)
-            transfer_pb2_grpc.add_TransferServicer_to_server(service, server)
-            credentials = server_credentials(identities("coordinator", "coordinator"))
-            address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
-            server.start()
-            stack.callback(lambda: server.stop(grace=0).wait())
-            proxy = stack.enter_context(ChaosProxy(address))
-            identity = identities("participant", "a")
-
-            def client(**settings: float) -> Transfer:
-                channel = dial(proxy.address, identity)
-                stack.callback(channel.close)
-                return Transfer(channel, **settings)  # type: ignore[arg-type]
-
-            return Site(proxy, artifacts, store, address, identity, client)
-
-        yield make
-
-
-def make_file(folder: Path, size_bytes: int) -> tuple[Path, str]:
-    """A file of noise, and its sha256."""
-    path = folder / "noise"
-    with path.open("wb") as file:
-        noise = np.random.default_rng(size_bytes)
-        for start in range(0, size_bytes, MIB):
-            file.write(noise.bytes(min(MIB, size_bytes - start)))
-    return path, sha256_of(path)
+__all__ = ["start_site"]
 
 
 def upload(site: Site, path: Path, sha256: str, **settings: float) -> None:
@@ -100,23 +36,23 @@ def check_cuts(site: Site, folder: Path, size_bytes: int, cuts: int) -> None:
 
 
 def test_an_upload_cut_many_times_sends_little_twice(
-    start: Callable[..., Site], tmp_path: Path
+    start_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    check_cuts(start(), tmp_path, 40 * MIB, 5)
+    check_cuts(start_site(), tmp_path, 40 * MIB, 5)
 
 
 @pytest.mark.slow
 def test_a_gigabyte_cut_fifty_times_sends_little_twice(
-    start: Callable[..., Site], tmp_path: Path
+    start_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    check_cuts(start(), tmp_path, 1024 * MIB, 50)
+    check_cuts(start_site(), tmp_path, 1024 * MIB, 50)
 
 
 def test_a_slow_link_that_resets_is_not_given_up_while_bytes_advance(
-    start: Callable[..., Site], tmp_path: Path
+    start_site: Callable[..., Site], tmp_path: Path
 ) -> None:
     """It takes several times the idle limit, and patience would not outlast it either."""
-    site = start(idle_s=3.0)
+    site = start_site(idle_s=3.0)
     path, sha256 = make_file(tmp_path, 5 * MIB)
     site.proxy.bytes_per_s, site.proxy.latency_s = 1.0 * MIB, 0.002
     site.proxy.cuts = iter([int(1.5 * MIB), 2 * MIB])
@@ -126,9 +62,9 @@ def test_a_slow_link_that_resets_is_not_given_up_while_bytes_advance(
 
 
 def test_a_stall_is_said_the_slot_is_freed_and_the_rest_follows_once_it_is_over(
-    start: Callable[..., Site], tmp_path: Path
+    start_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    site = start(idle_s=1.5)
+    site = start_site(idle_s=1.5)
     path, sha256 = make_file(tmp_path, 24 * MIB)
     site.proxy.bytes_per_s = 12.0 * MIB
     threading.Timer(0.7, site.proxy.blackhole).start()
@@ -150,16 +86,20 @@ def test_a_stall_is_said_the_slot_is_freed_and_the_rest_follows_once_it_is_over(
     assert site.proxy.up_bytes <= 24 * MIB - received + MIB
 
 
-def test_every_flipped_bit_on_the_wire_is_found(start: Callable[..., Site], tmp_path: Path) -> None:
-    site = start()
+def test_every_flipped_bit_on_the_wire_is_found(
+    start_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = start_site()
     path, sha256 = make_file(tmp_path, 12 * MIB)
     site.proxy.flips = iter([int(2.3 * MIB)] * 4)
     upload(site, path, sha256)
     assert site.proxy.flipped == 4
 
 
-def test_a_download_resumes_over_cuts_and_flips(start: Callable[..., Site], tmp_path: Path) -> None:
-    site = start()
+def test_a_download_resumes_over_cuts_and_flips(
+    start_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = start_site()
     path, sha256 = make_file(tmp_path, 10 * MIB + 17)
     site.artifacts.add(path, sha256)
     site.store.add_artifact(sha256, "coordinator", "PIVOT", path.stat().st_size)
@@ -174,9 +114,9 @@ def test_a_download_resumes_over_cuts_and_flips(start: Callable[..., Site], tmp_
 
 
 def test_a_partial_download_that_decayed_is_begun_anew(
-    start: Callable[..., Site], tmp_path: Path
+    start_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    site = start()
+    site = start_site()
     path, sha256 = make_file(tmp_path, 3 * CHUNK_BYTES)
     site.artifacts.add(path, sha256)
     site.store.add_artifact(sha256, "coordinator", "PIVOT", path.stat().st_size)
@@ -188,9 +128,9 @@ def test_a_partial_download_that_decayed_is_begun_anew(
 
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_file_that_changes_after_it_was_named_is_refused_at_its_sender(
-    start: Callable[..., Site], tmp_path: Path, noticed: bool
+    start_site: Callable[..., Site], tmp_path: Path, noticed: bool
 ) -> None:
-    site = start()
+    site = start_site()
     path, sha256 = make_file(tmp_path, 2 * MIB)
     if noticed:
         path.write_bytes(path.read_bytes()[:-1] + b"!")
