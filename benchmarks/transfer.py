@@ -2,12 +2,13 @@
 
     python benchmarks/transfer.py [--mib 1024] [--turns 3] [--json]
 
-The coordinator's Transfer service runs in a process of its own, on loopback. Up: from Stat until
-the answer that says the file is durable, every chunk hashed on both sides, written and synced.
-Down: the whole file, verified and written. Raw: as many bytes in chunks of the same size through a
-stream of the same server and channel that is read and thrown away: no hash, no disk, no protobuf.
-They take turns; the figures are medians. Growth is of the server's resident memory, over what it
-had before its first big upload.
+The coordinator's Transfer service runs in a process of its own, on loopback. Up: a file that has
+been named (hashed) before, from Stat until the answer that says it is durable; every chunk is
+checked, written and synced. Down: the whole file, checked, written and synced. Raw: as many bytes
+in chunks of the same size through a stream that is read and thrown away: no hash, no disk, no
+protobuf; its server is another process, so that its buffers do not hide what ours needs. They take
+turns; figures are medians. Growth is of the service's resident memory over what it had before its
+first big file.
 """
 
 from __future__ import annotations
@@ -70,17 +71,37 @@ def identity(home: Path, role: Role, name: str) -> TlsFiles:
     return files
 
 
-def serve(home: Path) -> None:
+def serve(home: Path, raw_only: bool) -> None:
     """Print the port and serve until stdin ends."""
-    store = Store.at(home / "db.sqlite")
     server = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
-    service = TransferService(Artifacts(home / "artifacts"), store, 2**40)
-    transfer_pb2_grpc.add_TransferServicer_to_server(service, server)
-    server.add_generic_rpc_handlers((RawStream(),))
+    if raw_only:
+        server.add_generic_rpc_handlers((RawStream(),))
+    else:
+        store = Store.at(home / "db.sqlite")
+        service = TransferService(Artifacts(home / "artifacts"), store, 2**40)
+        transfer_pb2_grpc.add_TransferServicer_to_server(service, server)
     credentials = server_credentials(identity(home, "coordinator", "coordinator"))
     print(server.add_secure_port("127.0.0.1:0", credentials), flush=True)
     server.start()
     sys.stdin.read()
+
+
+class Server:
+    """A process that serves, and a channel to it."""
+
+    def __init__(self, home: Path, caller: TlsFiles, kind: str) -> None:
+        command = [sys.executable, __file__, "--serve", str(home), "--kind", kind]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.channel = dial(f"127.0.0.1:{self._process.stdout.readline().strip()}", caller)
+        self.pid = self._process.pid
+
+    def close(self) -> None:
+        """End both."""
+        self.channel.close()
+        self._process.communicate("")
 
 
 def noise(path: Path, mib: int, seed: int) -> str:
@@ -131,28 +152,28 @@ def timed(work: Callable[[], object]) -> float:
 def measure(home: Path, mib: int, turns: int) -> dict[str, float]:
     """All figures; see above."""
     create_authority(home / "ca", "benchmark")
+    identity(home, "coordinator", "coordinator")
     operator = identity(home, "operator", "a")
-    command = [sys.executable, __file__, "--serve", str(home)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    channel = dial(f"127.0.0.1:{server.stdout.readline().strip()}", operator)
-    transfer = Transfer(channel)
+    bare, ours = (Server(home, operator, kind) for kind in ("raw", "transfer"))
+    transfer = Transfer(ours.channel)
     seconds: dict[str, list[float]] = {"raw": [], "up": [], "down": []}
     path = home / "noise"
-    transfer.put(path, noise(path, 8, 0), transfer_pb2.PIVOT)  # imports, buffers, threads
-    raw(channel, 64)
-    before = psutil.Process(server.pid).memory_info().rss
-    with Watch(server.pid) as memory:
+    small = FileRef(name="small", sha256=noise(path, 8, 0), size_bytes=8 * MIB)
+    transfer.put(path, small.sha256, transfer_pb2.PIVOT)  # imports, buffers, threads
+    transfer.get(small, home)
+    raw(bare.channel, 64)
+    before = psutil.Process(ours.pid).memory_info().rss
+    with Watch(ours.pid) as memory:
         for turn in range(turns):
-            sha256 = noise(path, mib, turn + 1)
-            seconds["raw"].append(timed(lambda: raw(channel, mib)))
-            seconds["up"].append(
-                timed(lambda sha256=sha256: transfer.put(path, sha256, transfer_pb2.PIVOT))
-            )
-            file = FileRef(name="got", sha256=sha256, size_bytes=mib * MIB)
-            seconds["down"].append(timed(lambda file=file: transfer.get(file, home)))
-    channel.close()
-    server.communicate("")
+            file = FileRef(name="got", sha256=noise(path, mib, turn + 1), size_bytes=mib * MIB)
+            for name, work in {
+                "raw": lambda: raw(bare.channel, mib),
+                "up": lambda file=file: transfer.put(path, file.sha256, transfer_pb2.PIVOT),
+                "down": lambda file=file: transfer.get(file, home),
+            }.items():
+                seconds[name].append(timed(work))
+    for server in (bare, ours):
+        server.close()
     rate = {name: mib * MIB / 1e6 / statistics.median(s) for name, s in seconds.items()}
     return {
         "ratio_raw": statistics.median(
@@ -173,9 +194,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="only the line of JSON")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", default="transfer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
-        serve(arguments.serve)
+        serve(arguments.serve, raw_only=arguments.kind == "raw")
         return
     with tempfile.TemporaryDirectory() as home:
         found = measure(Path(home), arguments.mib, arguments.turns)

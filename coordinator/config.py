@@ -19,6 +19,9 @@ class CoordinatorConfig(StrictConfig):
     """What participants are told to dial instead, when a proxy or NAT stands before it."""
     data_dir: Path
     """Database, artifacts and job folders."""
+    artifacts: str | None = None
+    """URL of an object store for complete files (s3://bucket/prefix, gs://…, az://…), whose
+    credentials come from the environment; default: below data_dir."""
     approval: Literal["operator", "auto"] = "operator"
     """Who lets a submitted round run."""
     max_upload_bytes: int = Field(default=64 * 2**30, ge=1)

@@ -46,7 +46,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
     """Wire everything, serve until the block ends, stop in order."""
     config.data_dir.mkdir(parents=True, exist_ok=True)
     store = Store.at(config.data_dir / "coordinator.sqlite")
-    artifacts = Artifacts(config.data_dir / "artifacts")
+    artifacts = open_artifacts(config)
     upkeep = Upkeep(artifacts, store, config.data_dir / "artifacts" / "scrubbed")
     upkeep.start()
     host, _, port = config.engine_listen.rpartition(":")
@@ -88,6 +88,20 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         server.stop(grace=1).wait()
         upkeep.stop()
         engine.stop()
+
+
+def open_artifacts(config: CoordinatorConfig) -> Artifacts:
+    """The artifact store of a coordinator.toml. Raises: ConfigError."""
+    root = config.data_dir / "artifacts"
+    if config.artifacts is None:
+        return Artifacts(root)
+    try:
+        from coordinator.object_store import ObjectStore
+    except ImportError as error:
+        raise ConfigError(
+            f"artifacts: {config.artifacts} needs obstore; install cofuse[s3]"
+        ) from error
+    return Artifacts(root, ObjectStore(config.artifacts, root / "cache"))
 
 
 def main(argv: list[str]) -> int:

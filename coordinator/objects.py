@@ -25,6 +25,10 @@ class Stored(NamedTuple):
 class Objects(Protocol):
     """Files by digest. What a method reports done survives a power cut."""
 
+    @property
+    def decays(self) -> bool:
+        """Whether nobody else looks for files that no longer fit their names."""
+
     def has(self, sha256: str) -> bool:
         """Whether it can be served."""
 
@@ -55,6 +59,11 @@ class Directory:
         for shelf in SHELVES:
             (root / shelf).mkdir(parents=True, exist_ok=True)
         sync(root)
+
+    @property
+    def decays(self) -> bool:
+        """Yes: disks do."""
+        return True
 
     def path(self, sha256: str, shelf: Shelf = "objects") -> Path:
         """Where the file is or would be."""

@@ -117,6 +117,8 @@ class Upkeep:
             self._stop.wait(_TICK_S)
 
     def _scrub_if_due(self) -> None:
+        if not self._artifacts.objects.decays:
+            return
         if not self._stamp.exists():
             self._stamp.touch()
         if time.time() - self._stamp.stat().st_mtime > SCRUB_S:

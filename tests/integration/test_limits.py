@@ -123,6 +123,8 @@ def test_readers_that_do_not_read_are_let_go(
         for call in calls:
             next(call)
         assert slowest_honest_call_s(site, 1) < 8.0
+        for watch in [t for t in threading.enumerate() if t.name == "stall-watch"]:
+            watch.join(timeout=10)
         for call in calls:
             with pytest.raises(grpc.RpcError):
                 list(call)
