@@ -40,7 +40,8 @@ class Patience:
         self._stop = stop or threading.Event()
         self._patience_s = patience_s
         self._best_bytes = 0
-        self._reset()
+        self._pause_s = _FIRST_PAUSE_S
+        self._deadline_s = time.monotonic() + patience_s
 
     def advanced(self, total_bytes: int) -> None:
         """So many bytes have got through in all."""

@@ -163,7 +163,8 @@ class _Incoming:
     def __init__(self, path: Path, file: FileRef) -> None:
         self.path = path
         self._file = file
-        self._restart()
+        self._digest: RunningHash = hashlib.sha256()
+        self.length_bytes = 0
         if path.exists() and path.stat().st_size <= file.size_bytes:
             self._digest, self.length_bytes = hash_prefix(path), path.stat().st_size
 
@@ -205,5 +206,5 @@ class _Incoming:
             )
 
     def _restart(self) -> None:
-        self._digest: RunningHash = hashlib.sha256()
+        self._digest = hashlib.sha256()
         self.length_bytes = 0

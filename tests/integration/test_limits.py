@@ -69,7 +69,7 @@ def test_what_is_too_large_is_refused_without_memory(start_site: Callable[..., S
     assert slowest_honest_call_s(site) < 1.0
 
 
-def test_a_thousand_streams_of_one_caller_leave_room_for_the_others(
+def test_silent_streams_of_one_caller_leave_room_for_the_others(
     start_site: Callable[..., Site],
 ) -> None:
     site = start_site(idle_s=1.0)
