@@ -35,10 +35,9 @@ def test_chunks_from_any_offset_carry_the_digest_of_all_before_them(
 def test_a_file_that_is_not_what_it_is_called_is_not_sent_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(DATA)
-    sent = []
+    requests, sent = Outgoing(path, "0" * 64, transfer_pb2.PIVOT).requests(0), []
     with pytest.raises(CofuseError, match="changed after it was named"):
-        for request in Outgoing(path, "0" * 64, transfer_pb2.PIVOT).requests(0):
-            sent.append(request)
+        sent.extend(requests)
     assert sum(len(request.chunk.data) for request in sent) < len(DATA)
 
 
