@@ -17,24 +17,21 @@ from typing import Any, Final
 
 import grpc
 
-from protos.chunks import put_requests, sha256_of
-from protos.errors import RemoteError, remote_errors
+from protos.chunks import sha256_of
+from protos.errors import remote_errors
 from protos.messages import FileRef
 from protos.public_sets import read_evals, read_prompts
 from protos.recurring import RecurringSpec
 from protos.spec import RoundSpec
 from protos.tls import TlsFiles, dial
-from protos.v1 import (
-    recurring_pb2,
-    recurring_pb2_grpc,
-    research_pb2_grpc,
-    transfer_pb2,
-    transfer_pb2_grpc,
-)
+from protos.transfer import Transfer
+from protos.v1 import recurring_pb2, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2
 from protos.v1 import research_pb2 as pb
 
 FINAL: Final = frozenset({"PUBLISHED", "REJECTED", "FAILED", "CANCELLED", "EXPIRED"})
 _RECONNECT_S: Final = 0.5
+_PATIENCE_S: Final = 30.0
+"""Somebody waits at the screen: a transfer on which nothing moves is given up earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ class Coordinator:
         self._channel = dial(address, TlsFiles(ca=ca, certificate=certificate, key=key))
         self._research = research_pb2_grpc.ResearchStub(self._channel)
         self._recurring = recurring_pb2_grpc.RecurringStub(self._channel)
-        self._transfer = transfer_pb2_grpc.TransferStub(self._channel)
+        self._transfer = Transfer(self._channel, patience_s=_PATIENCE_S)
 
     def __enter__(self) -> "Coordinator":
         return self
@@ -271,32 +268,14 @@ class Coordinator:
         """Write a pivot's files to `folder`, checking each digest; return the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.pivot(name).files:
-            self._download(file, folder / file.name)
+            self._transfer.get(file, folder)
         return folder
 
     def upload(self, path: Path, kind: transfer_pb2.ArtifactKind) -> str:
         """Put a file unless it is there; return its sha256. A broken upload resumes."""
         sha256 = sha256_of(path)
-        with remote_errors():
-            status = self._transfer.Stat(transfer_pb2.StatRequest(sha256=sha256))
-            if not status.complete:
-                self._transfer.Put(put_requests(path, sha256, kind, status.received_bytes))
+        self._transfer.put(path, sha256, kind)
         return sha256
-
-    def _download(self, file: FileRef, path: Path) -> None:
-        if path.exists() and sha256_of(path) == file.sha256:
-            return
-        partial = path.with_name(path.name + ".partial")
-        with remote_errors(), partial.open("wb") as out:
-            for chunk in self._transfer.Get(transfer_pb2.GetRequest(sha256=file.sha256)):
-                out.write(chunk.data)
-        found = sha256_of(partial)
-        if found != file.sha256:
-            partial.unlink()
-            raise RemoteError(
-                "wrong_digest", f"{file.name}: found {found}, wanted {file.sha256}; pull it again"
-            )
-        partial.rename(path)
 
 
 def _round(row: pb.Round) -> Round:

@@ -16,7 +16,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts import Artifacts, open_artifacts
 from coordinator.clock import now_unix_ms
 from coordinator.copying import load_copy, reading_copy, save_copy, sync
 from coordinator.database import Database, open_database
@@ -99,7 +99,7 @@ def back_up(database: Database, artifacts: Artifacts, folder: Path) -> Made:
     return Made(final, len(sizes), copied)
 
 
-def restore(source: Path, url: str, data_dir: Path) -> Verdict:
+def restore(source: Path, url: str, data_dir: Path, artifacts_url: str | None = None) -> Verdict:
     """Fill an empty data folder and database from a backup, check all of it, and upgrade it.
 
     Args: source: a backup folder (its newest backup is taken), a TIME.json of one, or the .sqlite
@@ -110,7 +110,7 @@ def restore(source: Path, url: str, data_dir: Path) -> Verdict:
     """
     contents, rows, objects = _find(source)
     data_dir.mkdir(parents=True, exist_ok=True)
-    artifacts = Artifacts(data_dir / "artifacts")
+    artifacts = open_artifacts(data_dir, artifacts_url)
     if contents is not None:
         _must_be_there(rows)
         if (found := sha256_of(rows)) != contents.database_sha256:

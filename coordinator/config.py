@@ -21,6 +21,9 @@ class CoordinatorConfig(StrictConfig):
     """Database, artifacts and job folders."""
     store: str | None = None
     """Database: postgresql+psycopg://USER@HOST/NAME; default a SQLite file in data_dir."""
+    artifacts: str | None = None
+    """URL of an object store for complete files (s3://bucket/prefix, gs://…, az://…), whose
+    credentials come from the environment; default: below data_dir."""
     approval: Literal["operator", "auto"] = "operator"
     """Who lets a submitted round run."""
     ops_listen: Address = "127.0.0.1:0"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from grpc_health.v1 import health_pb2_grpc
 
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts import Artifacts, open_artifacts
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.engine import Engine, EngineConfig
 from coordinator.figures import Figures
@@ -28,6 +28,7 @@ from coordinator.serving import GrpcServer
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
 from coordinator.transfer_service import TransferService
+from coordinator.upkeep import Upkeep
 from protos import logs, systemd
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
@@ -73,10 +74,14 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             config.tls.files().read()  # its errors name the file; the libraries' do not
         with _told("data_dir"):
             config.data_dir.mkdir(parents=True, exist_ok=True)
-            artifacts = Artifacts(config.data_dir / "artifacts")
+        with _told("artifacts"):
+            artifacts = open_artifacts(config.data_dir, config.artifacts)
         with _told("store"):
             store = Store(config.store_url(), lead=True, backups=config.data_dir)
         stack.callback(store.close)
+        upkeep = Upkeep(artifacts, store, config.data_dir / "artifacts" / "scrubbed")
+        upkeep.start()
+        stack.callback(upkeep.stop)
         with _told("engine_listen"):
             engine = _engine(config)
             engine.start()

@@ -18,9 +18,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from coordinator.access import require_role
+from coordinator.limits import Rates
 from coordinator.observe import observing
 from protos.bounds import check_bounds
-from coordinator.limits import Rates
 from protos.errors import CATALOGUE, ERROR_KEY, CofuseError
 from protos.logs import printable
 from protos.tls import SERVER_OPTIONS, TlsFiles, server_credentials

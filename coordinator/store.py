@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Condition
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from coordinator.clock import now_unix_ms
 from coordinator.database import Database, open_database
@@ -304,6 +304,11 @@ class Store:
         query = select(ARTIFACTS).where(ARTIFACTS.c.sha256 == sha256)
         with self.database.read() as db:
             return {r["owner"]: (r["kind"], r["size_bytes"]) for r in db.execute(query).mappings()}
+
+    def forget_artifact(self, sha256: str) -> None:
+        """Forget who put a file that is gone."""
+        with self._write() as db:
+            db.execute(delete(ARTIFACTS).where(ARTIFACTS.c.sha256 == sha256))
 
     # pivots
 

@@ -44,6 +44,27 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "wrong_digest": Entry(
         _S.DATA_LOSS, "the bytes on disk changed or were damaged on the way; send the file again"
     ),
+    "wrong_chunk": Entry(_S.DATA_LOSS, "ask where to go on, and send that chunk again"),
+    "damaged_artifact": Entry(
+        _S.DATA_LOSS,
+        "put the file in again (a pivot: cofuse pivot import, or the backup); the damaged copy is "
+        "in artifacts/quarantine",
+    ),
+    "stalled": Entry(
+        _S.DEADLINE_EXCEEDED,
+        "check the network between the two; a repetition goes on where this ended",
+    ),
+    "storage_full": Entry(
+        _S.RESOURCE_EXHAUSTED,
+        "the operator frees space on the coordinator's disk; transfers then go on by themselves",
+    ),
+    "storage_unreachable": Entry(
+        _S.UNAVAILABLE,
+        "the operator checks the object store's address and credentials (docs/operator.md)",
+    ),
+    "too_many_uploads": Entry(
+        _S.RESOURCE_EXHAUSTED, "finish some of them, or wait until the coordinator drops old ones"
+    ),
     "truncated_upload": Entry(_S.DATA_LOSS, "ask Stat where to go on, and send the rest"),
     "too_large": Entry(_S.RESOURCE_EXHAUSTED, "ship less (a smaller K), or ask for a higher limit"),
     "wrong_authority": Entry(
@@ -53,10 +74,6 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "unreachable": Entry(
         _S.UNAVAILABLE,
         "check address and network, and that certificate.pem was issued by its authority",
-    ),
-    "storage_full": Entry(
-        _S.RESOURCE_EXHAUSTED,
-        "the operator frees space on the coordinator's disk; transfers then go on by themselves",
     ),
     "store_unavailable": Entry(
         _S.UNAVAILABLE, "try again; if it stays so, look into the coordinator's log"

@@ -27,7 +27,7 @@ def fsck(
 
     Exit status 0: all hold. 1: something is broken; each line says what to do.
     """
-    from coordinator.artifacts import Artifacts
+    from coordinator.artifacts import open_artifacts
     from coordinator.clock import now_unix_ms
     from coordinator.database import open_database
     from coordinator.fsck import fsck as check
@@ -35,7 +35,7 @@ def fsck(
     with _config(home) as config:
         database = open_database(config.store_url())
         try:
-            artifacts = Artifacts(config.data_dir / "artifacts")
+            artifacts = open_artifacts(config.data_dir, config.artifacts)
             verdict = check(database, artifacts, now_unix_ms(), hashes=hashes)
         finally:
             database.close()
@@ -55,14 +55,14 @@ def backup(
     A second backup into the same folder copies only what is new. Keys are not copied: keep ca/
     and tls/ in a safe.
     """
-    from coordinator.artifacts import Artifacts
+    from coordinator.artifacts import open_artifacts
     from coordinator.backup import back_up
     from coordinator.database import open_database
 
     with _config(home) as config:
         database = open_database(config.store_url())
         try:
-            made = back_up(database, Artifacts(config.data_dir / "artifacts"), to)
+            made = back_up(database, open_artifacts(config.data_dir, config.artifacts), to)
         finally:
             database.close()
     typer.echo(
@@ -90,7 +90,7 @@ def restore(
     from coordinator.backup import restore as bring_back
 
     with _config(home) as config:
-        verdict = bring_back(source, config.store_url(), config.data_dir)
+        verdict = bring_back(source, config.store_url(), config.data_dir, config.artifacts)
     _tell(verdict)
     if verdict.lasting:
         fail("restored, but not everything holds; see above, or take another backup")
