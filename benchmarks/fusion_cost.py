@@ -183,8 +183,8 @@ def show(found: dict[str, Any]) -> None:
             f"{name:<32} {row['plain_ms']:9.1f} {row['fusion_ms']:9.1f} {row['ratio']:6.3f} "
             f"{row['extra_mib']:9.1f}"
         )
-    for vocab, ratio in found.get("extract_ratios", {}).items():
-        print(f"extraction, V {vocab}: {ratio:.3f} of a bare forward's tokens/s")
+    for shape, ratio in found.get("extract_ratios", {}).items():
+        print(f"extraction, {shape} shape: {ratio:.3f} of a bare forward's tokens/s")
     for name, size in found.get("bytes_per_token", {}).items():
         print(f"{name}: {size:.2f} bytes per token")
     if "rss_growth_mib" in found:

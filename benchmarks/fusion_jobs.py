@@ -205,7 +205,8 @@ def needs(what: str) -> set[str]:
     kind, _, argument = what.partition(":")
     if kind in ("expert", "base"):
         return set()
-    if kind in ("local", "pooled", "pooled_public", "diloco", "sft", "sft_short", "sft_3x"):
+    alone = ("local", "pooled", "pooled_public", "diloco", "fedavg", "sft", "sft_short", "sft_3x")
+    if kind in alone:
         return {"base"}
     if kind == "merge":
         source, names = _MERGED[argument]
@@ -272,6 +273,7 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
         "uniform": Variant({"routing": "uniform"}),
         "minced_doc": Variant({"routing": "document"}),
         "unified": Variant(),
+        "unified_3x": Variant(steps=3.0),
         "pairwise": Variant(),
         "pairwise_equal": Variant(steps=1 / len(THREE)),
         "experts": Variant(),
@@ -368,8 +370,8 @@ def _rounds(job: Job) -> Made:
     """One more round, on-policy: the second goes on from unified, the third from the second.
 
     From the second round on a hospital grows its expert from the pivot it has pulled, on its
-    private text, and ships that one's logits. The prompts are the public ones and what the pivot
-    writes on from their openings.
+    private text and the public prompts, and ships that one's logits. The prompts of the round are
+    the public ones and what the pivot writes on from their openings.
     """
     number, sizes = int(job.argument), job.sizes
     made = load_model(job.path("unified" if number == 2 else f"rounds:{number - 1}"))
@@ -389,7 +391,8 @@ def _rounds(job: Job) -> Made:
     for name in THREE:
         load_parameter_arrays(made[0], state)
         grown = replace(job, seed=seed)
-        _train(*made, _private(job, name), grown, sizes.regrow_steps, sizes.regrow_lr)
+        docs = _shuffled([*_private(job, name), *public], seed)
+        _train(*made, docs, grown, sizes.regrow_steps, sizes.regrow_lr)
         sources[name] = extract_logits(
             *made, prompts, top_k=sizes.top_k, prompt_set_sha256=SHA, model_sha256=SHA
         )
@@ -399,10 +402,23 @@ def _rounds(job: Job) -> Made:
     return made
 
 
-def _diloco(job: Job) -> Made:
-    """Weights rounds: each hospital trains the pivot, the outer optimizer steps on the mean."""
+WEIGHT_ROUNDS: Final[Mapping[str, OuterSettings]] = MappingProxyType(
+    {
+        "diloco": OuterSettings(method="diloco", lr=0.5, momentum=0.6),
+        "fedavg": OuterSettings(method="fedavg"),
+    }
+)
+"""Eight rounds are few for the momentum of 0.9 that DiLoCo was published with (docs/log.md)."""
+
+
+def _weight_rounds(job: Job) -> Made:
+    """Weights rounds: each hospital trains the pivot, the outer optimizer steps on the mean.
+
+    Hospitals rehearse the public prompts beside their own text, unless asked `alone`.
+    """
     made, sizes = load_model(job.path("base")), job.sizes
     base: State = parameter_arrays(made[0])
+    public = [] if job.argument == "alone" else texts_of(job.seed, sizes).prompts
     outer: OuterState | None = None
     steps = sizes.expert_steps // sizes.diloco_rounds
     for number in range(sizes.diloco_rounds):
@@ -410,25 +426,17 @@ def _diloco(job: Job) -> Made:
         for name in THREE:
             load_parameter_arrays(made[0], dict(base))
             seed = 1000 * number + job.seed
-            # The inner rate decays over the rounds, not within one: the next goes on from here.
-            share = min(1.0, 2 * (1 - number / sizes.diloco_rounds))
-            stream = np.concatenate([[0], encode_documents(made[1], _private(job, name))])
-            train(
-                made[0],
-                packed_batches(
-                    stream, batch_size=sizes.batch_size, seq_len=sizes.seq_len, seed=seed
-                ),
-                causal_lm_loss,
-                TrainConfig(
-                    steps=steps,
-                    lr=share * sizes.regrow_lr,
-                    warmup_steps=5,
-                    decay_steps=0,
-                    seed=seed,
-                ),
+            docs = _shuffled([*_private(job, name), *public], seed)
+            stream = np.concatenate([[0], encode_documents(made[1], docs)])
+            batches = packed_batches(
+                stream, batch_size=sizes.batch_size, seq_len=sizes.seq_len, seed=seed
             )
+            # The inner rate decays over the rounds, not within one: the next goes on from here.
+            lr = sizes.lr * min(1.0, 2 * (1 - number / sizes.diloco_rounds))
+            config = TrainConfig(steps=steps, lr=lr, warmup_steps=5, decay_steps=0, seed=seed)
+            train(made[0], batches, causal_lm_loss, config)
             deltas[name] = subtract(parameter_arrays(made[0]), base)
-        base, outer = outer_step(base, deltas, OuterSettings(method="diloco"), outer)
+        base, outer = outer_step(base, deltas, WEIGHT_ROUNDS[job.kind], outer)
     load_parameter_arrays(made[0], dict(base))
     return made
 
@@ -468,7 +476,7 @@ JOBS: Final[dict[str, Callable[[Job], Made]]] = {
     "pooled_public": _pooled_public,
     "merge": _merge,
     "rounds": _rounds,
-    "diloco": _diloco,
+    **dict.fromkeys(WEIGHT_ROUNDS, _weight_rounds),
     **dict.fromkeys(VARIANTS, _fuse),
 }
 

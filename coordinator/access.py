@@ -26,6 +26,14 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Research/ImportPivot": frozenset({"operator"}),
     "/cofuse.v1.Research/GetPivot": _RESEARCH,
     "/cofuse.v1.Research/ListPivots": _RESEARCH,
+    # An operator's alone: the rounds it makes are approved.
+    "/cofuse.v1.Recurring/StartRecurring": frozenset({"operator"}),
+    "/cofuse.v1.Recurring/StopRecurring": frozenset({"operator"}),
+    "/cofuse.v1.Recurring/ListRecurring": _RESEARCH,
+    "/cofuse.v1.Research/Why": _RESEARCH,
+    "/grpc.health.v1.Health/Check": _ALL,
+    # Each holds a thread for as long as it likes.
+    "/grpc.health.v1.Health/Watch": frozenset({"operator"}),
 }
 PUT_ROLES: Final[Mapping[str, frozenset[str]]] = {
     "PROMPTS": _RESEARCH,
@@ -69,11 +77,12 @@ def kind_name(kind: int, role: str) -> str:
     return name
 
 
-def require_role(method: str, context: Any) -> None:
-    """Refuse a caller whose role the table does not grant the method.
+def require_role(method: str, context: Any) -> Identity:
+    """The caller, if the table grants the method to its role.
 
     Raises: CofuseError no_identity or not_allowed.
     """
     who = caller(context)
     if who.role not in ROLES.get(method, frozenset()):
         raise CofuseError("not_allowed", f"{method} is not for the role {who.role}")
+    return who

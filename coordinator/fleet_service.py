@@ -10,10 +10,12 @@ from safetensors import safe_open
 
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
+from coordinator.clock import now_unix_ms
 from coordinator.engine import Engine
+from coordinator.limits import Rates
 from coordinator.presence import BEAT_S, Presence, Seen
 from coordinator.rounds import State
-from coordinator.store import Store, now_unix_ms
+from coordinator.store import Store
 from fusion.codec import check_asked, check_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import check_delta
@@ -26,6 +28,8 @@ from trust.ca import public_key_bytes
 
 MISSED_BEATS: Final = 3
 """An attendance ends when this many beats in a row did not come."""
+BEATS_PER_S: Final = 5.0
+BEATS_BURST: Final = 100.0
 MAX_WORKING: Final = 16
 MAX_TEXT: Final = 40
 
@@ -46,6 +50,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self._artifacts = artifacts
         self._engine = engine
         self._presence = presence
+        self._joined: set[str] = set()
         self._engine_advertise = engine_advertise
 
     def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinReply:
@@ -54,6 +59,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             name = caller(context).name
             key = public_key_bytes(context.auth_context()["x509_pem_cert"][0])
             self._store.upsert_participant(name, self._engine.register(name, key), key)
+            self._joined.add(name)
             address = self._engine_advertise or self._engine.public_address
             return pb.JoinReply(engine_address=address)
         except CofuseError as error:
@@ -64,15 +70,15 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     ) -> AsyncIterator[pb.Summons]:
         """Keep the roll: take beats, and say what has changed for the caller."""
         name = caller(context).name
-        known = await asyncio.to_thread(self._store.participants)
-        if name not in known:
+        if name not in self._joined:
+            self._joined |= set(await asyncio.to_thread(self._store.participants))
+        if name not in self._joined:
             raise CofuseError("not_joined", f"{name!r} attends but has not joined")
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        # The loop may be gone when a last notice comes: the coordinator is stopping then.
         attendance = self._presence.arrive(name, lambda: _tell(loop, news))
         beats = asyncio.create_task(self._take_beats(name, requests))
+        told = None
         try:
-            told = None
             while self._presence.current(name, attendance) and not beats.done():
                 news.clear()
                 call = self._presence.call(name)
@@ -83,9 +89,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                         ended_rounds=sorted(call.ended),
                         beat_interval_s=BEAT_S,
                     )
-                woken = asyncio.create_task(news.wait())
-                await asyncio.wait({beats, woken}, return_when=asyncio.FIRST_COMPLETED)
-                woken.cancel()
+                await _news_or(beats, news)
             if beats.done():
                 beats.result()
         finally:
@@ -94,10 +98,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
 
     async def _take_beats(self, name: str, requests: AsyncIterator[pb.Beat]) -> None:
         """Read until the caller closes its side or falls silent."""
-        silence_s = BEAT_S * MISSED_BEATS
+        silence_s, rates = BEAT_S * MISSED_BEATS, Rates(BEATS_PER_S, BEATS_BURST)
         with contextlib.suppress(StopAsyncIteration, TimeoutError):
             while True:
                 beat = await asyncio.wait_for(anext(requests), silence_s)
+                if not rates.take(name):
+                    raise CofuseError("too_many_calls", "found too many beats a second")
                 self._presence.beat(name, _seen(beat))
 
     def CommitContribution(self, request: pb.CommitRequest, context: Any) -> pb.Receipt:
@@ -109,6 +115,10 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             if owned is None or not self._artifacts.has(request.sha256):
                 raise CofuseError(
                     "unknown_artifact", f"you have uploaded no file {request.sha256[:80]}"
+                )
+            if request.size_bytes != owned[1]:
+                raise CofuseError(
+                    "bad_request", f"size_bytes: found {request.size_bytes}, wanted {owned[1]}"
                 )
             spec = RoundSpec.model_validate_json(row.spec_json)
             self._check(self._artifacts.path(request.sha256), spec)
@@ -165,7 +175,17 @@ def waited_for(store: Store, round_id: str) -> frozenset[str]:
     return frozenset(part.participant for part in store.contributions(round_id))
 
 
+async def _news_or(task: "asyncio.Task[None]", news: asyncio.Event) -> None:
+    """Wait for either."""
+    woken = asyncio.create_task(news.wait())
+    try:
+        await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        woken.cancel()
+
+
 def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
+    # A last notice may come when the coordinator is stopping and the loop is gone.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(news.set)
 

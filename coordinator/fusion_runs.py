@@ -53,13 +53,7 @@ def settings_of(
     """The spec's numbers as fusion wants them."""
     training = spec.training
     settings = FusionSettings(
-        train=TrainConfig(
-            steps=training.steps,
-            lr=training.lr,
-            warmup_steps=training.warmup_steps,
-            decay_steps=int(training.steps * training.decay_share),
-            seed=spec.seed,
-        ),
+        train=TrainConfig(**training.schedule(spec.seed)),
         batch_size=training.batch_size,
         seq_len=training.seq_len,
         loss=spec.loss,

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from coordinator.limits import Rates
 from trust.ca import IdentityError, identity_of, public_key_bytes
 
 # The largest body that a participant may send: a reply of the largest payload, with room.
@@ -115,22 +116,6 @@ def _peer_of(certificate: bytes) -> _Peer | None:
     return _Peer(identity.name, public_key_bytes(certificate))
 
 
-@dataclass(slots=True)
-class _Bucket:
-    """Calls that one participant may still make."""
-
-    tokens: float = BURST
-    filled_at: float = field(default_factory=time.monotonic)
-
-    def take(self, now: float) -> bool:
-        self.tokens = min(BURST, self.tokens + (now - self.filled_at) * CALLS_PER_S)
-        self.filled_at = now
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
-
-
 class Gate:
     """Lets through calls, on known routes, of participants that sign with their certificate's key.
 
@@ -139,13 +124,18 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, *, key_header: str, routes: Mapping[str, Callable[[bytes], bool]]
+        self,
+        app: ASGIApp,
+        *,
+        key_header: str,
+        routes: Mapping[str, Callable[[bytes], bool]],
+        rates: Rates | None = None,
     ) -> None:
         """Args: key_header: where a call states its public key. routes: path -> body's check."""
         self._app = app
         self._key_header = key_header.lower().encode()
         self._routes = routes
-        self._buckets: dict[str, _Bucket] = {}
+        self._rates = rates or Rates(CALLS_PER_S, BURST)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 404, 403, 429, 413 or 408, or pass the request on with its body."""
@@ -157,7 +147,7 @@ class Gate:
         peer = scope["state"].get("peer")
         if peer is None or not self._signs_with_own_key(scope, peer):
             return await _refuse(send, 403)
-        if not self._buckets.setdefault(peer.name, _Bucket()).take(time.monotonic()):
+        if not self._rates.take(peer.name):
             return await _refuse(send, 429)
         if _declared_bytes(scope) > MAX_BODY_BYTES:
             return await _refuse(send, 413)

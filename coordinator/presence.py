@@ -8,7 +8,7 @@ with the next beats.
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 BEAT_S: Final = 10
@@ -44,6 +44,8 @@ class Call:
 
     summoned: bool = False
     ended: frozenset[str] = frozenset()
+    news: int = 0
+    """Counts changes of `ended`: a round may end, be dropped, and come up and end again."""
 
 
 @dataclass(slots=True)
@@ -51,7 +53,8 @@ class _Attendee:
     notify: Callable[[], None]
     seen: Seen | None = None
     idle_since: float | None = None
-    ended: frozenset[str] = field(default_factory=frozenset)
+    ended: frozenset[str] = frozenset()
+    news: int = 0
 
 
 class Presence:
@@ -118,15 +121,17 @@ class Presence:
         _wake(woken)
 
     def current(self, name: str, attendance: object) -> bool:
-        """Whether no newer attendance has taken this one's place."""
+        """Whether no newer attendance has taken this one's place, and anybody is wanted at all."""
         with self._lock:
-            return self._attendees.get(name) is attendance
+            return not self._stop.is_set() and self._attendees.get(name) is attendance
 
     def call(self, name: str) -> Call:
         """What the participant should hear now."""
         with self._lock:
             attendee = self._attendees.get(name)
-            return Call(name in self._summoned, attendee.ended if attendee else frozenset())
+            if attendee is None:
+                return Call()
+            return Call(name in self._summoned, attendee.ended, attendee.news)
 
     # what a round wants
 
@@ -180,8 +185,11 @@ class Presence:
             self._stop.wait(DEBOUNCE_S)  # a busy round notifies many times a second
 
     def stop(self) -> None:
-        """Let run() return."""
+        """Let run() return, and everybody who attends go."""
         self._stop.set()
+        with self._lock:
+            notices = [attendee.notify for attendee in self._attendees.values()]
+        _wake(notices)
 
     def refresh(self) -> None:
         """Find out which rounds in hand are over, and whom there is room for now."""
@@ -195,6 +203,7 @@ class Presence:
                 ended = frozenset(one for one in held.get(name, ()) if name not in named[one])
                 if ended != attendee.ended:
                     attendee.ended = ended
+                    attendee.news += 1
                     woken.append(attendee.notify)
             woken += self._fill()
         _wake(woken)

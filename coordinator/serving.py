@@ -8,7 +8,6 @@ passes one door: who may not call is not read, and what goes wrong is an error o
 import asyncio
 import concurrent.futures
 import inspect
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +18,18 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from coordinator.access import require_role
+from coordinator.limits import Rates
+from coordinator.observe import observing
+from protos.bounds import check_bounds
 from protos.errors import CATALOGUE, ERROR_KEY, CofuseError
+from protos.logs import printable
 from protos.tls import SERVER_OPTIONS, TlsFiles, server_credentials
-
-logger = logging.getLogger(__name__)
 
 THREADS: Final = 64
 """Per service, so that those who watch rounds never keep an upload waiting."""
+CALLS_PER_S: Final = 50.0
+"""What one caller may call in the long run; an upload is one call."""
+BURST: Final = 500.0
 START_TIMEOUT_S: Final = 30.0
 _CANCEL_POLL_S: Final = 1.0
 _END: Final = object()
@@ -55,7 +59,7 @@ class GrpcServer:
         """Take no more calls, give those that run grace_s to end, and end the loop."""
         if self._server is None:
             return
-        self._run(self._server.stop(grace_s)).result(grace_s + START_TIMEOUT_S)
+        self._run(self._stop(self._server, grace_s)).result(grace_s + START_TIMEOUT_S)
         self._door.close()
         self._server = None
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -70,15 +74,24 @@ class GrpcServer:
         await self._server.start()
         return int(port)
 
+    async def _stop(self, server: grpc.aio.Server, grace_s: float) -> None:
+        await server.stop(grace_s)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.get_running_loop().shutdown_asyncgens()
+
     def _run(self, coroutine: Any) -> "concurrent.futures.Future[Any]":
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
 
 class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Every call comes in here: role first, then the parser, then the handler."""
+    """Every call comes in here: role and rate first, then the parser, then the handler."""
 
     def __init__(self) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._rates = Rates(CALLS_PER_S, BURST)
 
     async def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         """Wrap the handler; unknown methods stay unknown."""
@@ -88,7 +101,49 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         service = details.method.rpartition("/")[0].rpartition(".")[2]
         if service not in self._pools:
             self._pools[service] = ThreadPoolExecutor(THREADS, thread_name_prefix=service)
-        return _wrapped(details.method, handler, self._pools[service])
+        return self._wrapped(details.method, handler, self._pools[service])
+
+    def _wrapped(self, method: str, handler: Any, pool: ThreadPoolExecutor) -> Any:
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        kind = next(name for name in kinds if getattr(handler, name))
+        behaviour = getattr(handler, kind)
+        blocks = not (
+            inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)
+        )
+
+        def admitted(raw: Any, call: "_Call") -> Any:
+            who = require_role(method, call)
+            if not self._rates.take(who.uri):
+                raise CofuseError(
+                    "too_many_calls", f"found more than {CALLS_PER_S:.0f} calls a second"
+                )
+            parse = handler.request_deserializer
+            if not kind.startswith("stream"):
+                return _parsed(raw, parse)
+            requests = _each_parsed(raw, parse)
+            return call.blocking(requests) if blocks else requests
+
+        async def answer(raw: Any, context: Any) -> Any:
+            async with _answering(method, context) as call:
+                request = admitted(raw, call)
+                if not blocks:
+                    return await behaviour(request, context)
+                return await call.loop.run_in_executor(pool, behaviour, request, call)
+
+        async def answers(raw: Any, context: Any) -> AsyncIterator[Any]:
+            async with _answering(method, context) as call:
+                request = admitted(raw, call)
+                if not blocks:
+                    async for each in behaviour(request, context):
+                        yield each
+                    return
+                rest = behaviour(request, call)
+                while (one := await call.loop.run_in_executor(pool, next, rest, _END)) is not _END:
+                    yield one
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        wrapped = answers if kind.endswith("_stream") else answer
+        return make(wrapped, response_serializer=handler.response_serializer)
 
     def close(self) -> None:
         """Let the threads end; a handler at work finishes first."""
@@ -96,65 +151,24 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wrapped(method: str, handler: Any, pool: ThreadPoolExecutor) -> Any:
-    kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-    kind = next(name for name in kinds if getattr(handler, name))
-    behaviour = getattr(handler, kind)
-    blocks = not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour))
-
-    def admitted(raw: Any, call: "_Call") -> Any:
-        require_role(method, call)
-        parse = handler.request_deserializer
-        if not kind.startswith("stream"):
-            return _parsed(raw, parse)
-        requests = _each_parsed(raw, parse)
-        return call.blocking(requests) if blocks else requests
-
-    async def answer(raw: Any, context: Any) -> Any:
-        async with _answering(method, context) as call:
-            request = admitted(raw, call)
-            if not blocks:
-                return await behaviour(request, context)
-            return await call.loop.run_in_executor(pool, behaviour, request, call)
-
-    async def answers(raw: Any, context: Any) -> AsyncIterator[Any]:
-        async with _answering(method, context) as call:
-            request = admitted(raw, call)
-            if not blocks:
-                async for each in behaviour(request, context):
-                    yield each
-                return
-            rest = behaviour(request, call)
-            while (one := await call.loop.run_in_executor(pool, next, rest, _END)) is not _END:
-                yield one
-
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
-    wrapped = answers if kind.endswith("_stream") else answer
-    return make(wrapped, response_serializer=handler.response_serializer)
-
-
 @asynccontextmanager
 async def _answering(method: str, context: Any) -> "AsyncIterator[_Call]":
     """The call for a handler; what the handler raises becomes the call's status."""
     call = _Call(context)
     try:
-        yield call
-    except CofuseError as error:
-        await _refuse(context, error)
+        with observing(method, context, gone=_GONE):
+            yield call
     except _AbortedError as abort:
         await context.abort(abort.code, abort.details, call.trailing)
-    except (grpc.RpcError, grpc.aio.AbortError, _CallerGoneError):
-        raise
-    except Exception:  # the one catch-all: our own fault is logged here, and told without detail
-        logger.exception("%s failed", method)
-        await _refuse(context, CofuseError("internal", f"{method} failed at the coordinator"))
+    except CofuseError as error:
+        await _refuse(context, error)
     finally:
         call.active = False
 
 
 async def _refuse(context: Any, error: CofuseError) -> None:
     metadata = ((ERROR_KEY, error.error_id),)
-    await context.abort(CATALOGUE[error.error_id].status, str(error), metadata)
+    await context.abort(CATALOGUE[error.error_id].status, printable(str(error)), metadata)
 
 
 class _AbortedError(Exception):
@@ -168,6 +182,15 @@ class _AbortedError(Exception):
 
 class _CallerGoneError(Exception):
     """The caller went away while a blocking handler waited for it."""
+
+
+_GONE: Final = (
+    GeneratorExit,
+    asyncio.CancelledError,
+    grpc.RpcError,
+    grpc.aio.AbortError,
+    _CallerGoneError,
+)
 
 
 class _Call:
@@ -228,9 +251,11 @@ class _Call:
 
 def _parsed(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
     try:
-        return parse(raw)
+        message = parse(raw)
     except DecodeError as error:
         raise CofuseError("bad_request", "found bytes that are no message of this call") from error
+    check_bounds(message)
+    return message
 
 
 async def _each_parsed(

@@ -29,6 +29,7 @@ from participant.stages.cpt import Expert
 from participant.status import PAUSED, StatusServer
 from participant.training import Training
 from participant.work import Tell, Worker, progress_body
+from protos import logs
 from protos.config import ConfigError
 from protos.errors import RemoteError
 from protos.messages import Report
@@ -57,6 +58,7 @@ class Participant:
         self._worker = Worker(config, policy, self._expert, self._spool, self._tell)
         self._ended: frozenset[str] = frozenset()
         self._engine_address = ""
+        self._told_paused = False
         self._doing: dict[str, Any] = {"doing": "starting"}
         self._engine = Engine(
             state_dir=config.data_dir / "engine",
@@ -125,6 +127,8 @@ class Participant:
         """Do one piece of work, or wait for some."""
         self._desk.take_in()
         self._drop_ended()
+        if self._told_paused != self._paused:
+            self._attendance.beat_now()
         if self._paused:
             self._wait("paused", "resume with: cofuse participant resume")
         elif self._free_bytes() < self._config.min_free_mb * 1_000_000:
@@ -175,10 +179,7 @@ class Participant:
                 words = "the corpus cannot be read; its keeper finds the line in the local log"
             report = self._worker.report(assignment, "failed", detail=words[:2000])
         answered = self._spool.answer(entry, report)
-        self._desk.answer(
-            answered,
-            lambda payload: self._worker.record(assignment, "report", len(payload.encode())),
-        )
+        self._desk.answer(answered, lambda size: self._worker.record(assignment, "report", size))
         self._tell("round", {"round": assignment.round_id, "status": report.status})
 
     def _do(self, entry: Entry, should_stop: Callable[[], bool]) -> Report:
@@ -230,11 +231,12 @@ class Participant:
 
     def _beat(self) -> pb.Beat:
         facts, now = self._expert.facts(), time.time_ns() // 1_000_000
+        self._told_paused = self._paused
         return pb.Beat(
             software_version=VERSION,
             clock_unix_ms=now,
             free_disk_bytes=self._free_bytes(),
-            paused=self._paused,
+            paused=self._told_paused,
             expert_version=facts.version,
             expert_steps=facts.steps,
             expert_age_s=max(0, now - facts.finished_unix_ms) // 1000,
@@ -260,7 +262,7 @@ class Participant:
 def main(argv: list[str]) -> int:
     """Run the daemon of one participant.toml."""
     die_with_parent()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logs.configure("participant")
     if len(argv) != 1:
         sys.stderr.write("usage: python -m participant.daemon participant.toml\n")
         return 2

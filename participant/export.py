@@ -3,13 +3,15 @@
 The same question to the same expert has the same answer: it is kept, and not computed twice.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fp8.train import Progress, TrainConfig
+from fp8.train import Progress, TrainResult
 from fusion.budget import Budget
 from fusion.codec import LogitFile
 from fusion.contribution import CODEC_VERSION
@@ -17,18 +19,19 @@ from fusion.delta_file import write_delta
 from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
 from fusion.extract import extract_to_file
 from fusion.merge import subtract
-from fusion.models import load_model, parameter_arrays
-from participant.stages.cpt import Expert, adapt_pivot
+from fusion.models import load_model, parameter_arrays, save_model
+from participant.durable import sync_tree
+from participant.stages.cpt import adapt_pivot, open_expert
 from protos.chunks import sha256_of
 from protos.messages import Assignment, Scores
 from protos.public_sets import read_evals, read_prompts
-from protos.spec import RoundSpec
+from protos.spec import RoundSpec, TrainingSpec
 
 WEIGHTS = "model.safetensors"
 
 
 def export_logits(
-    expert: Expert,
+    expert: Path,
     prompts: Path,
     assignment: Assignment,
     outbox: Path,
@@ -38,11 +41,12 @@ def export_logits(
 ) -> Path:
     """Write the expert's log-probabilities on the prompt set as the spec wants; return the file.
 
-    Args: pivot: the round's, for a spec that ships only where the expert beats it.
+    The expert is the folder of a model; the pivot that of the round's, for a spec that ships only
+    where the expert beats it.
     """
     assert assignment.prompts is not None
     spec, texts = assignment.spec, read_prompts(prompts)
-    model_sha256 = sha256_of(expert.directory / WEIGHTS)
+    model_sha256 = sha256_of(expert / WEIGHTS)
     asked: dict[str, float] = {"k": spec.top_k, "v": CODEC_VERSION}
     if spec.sampler == "samples":
         asked |= {"n": spec.draws, "s": spec.seed}
@@ -56,7 +60,7 @@ def export_logits(
         return path
     extract_as_asked(
         path,
-        expert.load,
+        lambda: open_expert(expert),
         texts,
         spec,
         prompt_set_sha256=assignment.prompts.sha256,
@@ -104,56 +108,88 @@ def extract_as_asked(
     known.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How a copy of the pivot is trained at this participant."""
+
+    corpus: Path
+    prompts: Path | None
+    """The round's prompt set, for a spec that rehearses it."""
+    on_progress: Callable[[Progress], None]
+    should_stop: Callable[[], bool]
+
+    def adapt(
+        self, pivot: Path, asked: TrainingSpec, assignment: Assignment, outbox: Path
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, TrainResult]:
+        """Train as asked, from the checkpoint of an earlier try where there is one."""
+        rehearsed = read_prompts(self.prompts) if self.prompts is not None else ()
+        return adapt_pivot(
+            pivot,
+            self.corpus,
+            asked,
+            assignment.spec.seed,
+            rehearsed=rehearsed,
+            checkpoint_dir=outbox / f"checkpoint-{assignment.round_id}",
+            on_progress=self.on_progress,
+            should_stop=self.should_stop,
+        )
+
+
 def export_delta(
-    pivot: Path,
-    corpus: Path,
-    assignment: Assignment,
-    outbox: Path,
-    *,
-    on_progress: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
+    pivot: Path, training: LocalTraining, assignment: Assignment, outbox: Path
 ) -> Path | None:
     """Train a copy of the pivot here and write the difference; None when stopped before the end."""
-    path = outbox / f"delta-{assignment.round_id}-{assignment.pivot_sha256[:16]}.safetensors"
+    path = outbox / f"delta-{_name_of(assignment)}.safetensors"
     if path.exists():
         return path
-    training = assignment.spec.training
+    asked = assignment.spec.training
     before = parameter_arrays(load_model(pivot)[0])
-    model, result = adapt_pivot(
-        pivot,
-        corpus,
-        TrainConfig(
-            steps=training.steps,
-            lr=training.lr,
-            warmup_steps=training.warmup_steps,
-            decay_steps=int(training.steps * training.decay_share),
-            seed=assignment.spec.seed,
-        ),
-        batch_size=training.batch_size,
-        seq_len=training.seq_len,
-        checkpoint_dir=outbox / f"checkpoint-{assignment.round_id}",
-        on_progress=on_progress,
-        should_stop=should_stop,
-        proximal_mu=training.proximal_mu,
-    )
+    model, _, result = training.adapt(pivot, asked, assignment, outbox)
     if not result.finished:
         return None
-    after = parameter_arrays(model)
     write_delta(
         path,
-        subtract(after, before),
+        subtract(parameter_arrays(model), before),
         pivot_sha256=assignment.pivot_sha256,
-        steps=training.steps,
-        tokens=training.steps * training.batch_size * training.seq_len,
+        steps=asked.steps,
+        tokens=asked.steps * asked.batch_size * asked.seq_len,
     )
     return path
 
 
-def score(expert: Expert, evals: Path, cache: Path) -> Scores:
+def grow_expert(
+    pivot: Path, training: LocalTraining, assignment: Assignment, outbox: Path
+) -> Path | None:
+    """Train a copy of the pivot here, to ask it; return its folder, or None when stopped before."""
+    assert assignment.spec.grow is not None
+    folder = grown_folder(assignment, outbox)
+    if folder.exists():
+        return folder
+    model, tokenizer, result = training.adapt(pivot, assignment.spec.grow, assignment, outbox)
+    if not result.finished:
+        return None
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(model, tokenizer, partial)
+    sync_tree(partial)
+    partial.rename(folder)
+    return folder
+
+
+def grown_folder(assignment: Assignment, outbox: Path) -> Path:
+    """Where the copy that was grown for a round lies."""
+    return outbox / f"grown-{_name_of(assignment)}"
+
+
+def _name_of(assignment: Assignment) -> str:
+    return f"{assignment.round_id}-{assignment.pivot_sha256[:16]}"
+
+
+def score(expert: Path, evals: Path, cache: Path) -> Scores:
     """Measure the expert on the round's public evaluation set, once per expert and set."""
-    key = f"scores-{sha256_of(evals)[:16]}-{sha256_of(expert.directory / WEIGHTS)[:16]}.json"
+    key = f"scores-{sha256_of(evals)[:16]}-{sha256_of(expert / WEIGHTS)[:16]}.json"
     if not (cache / key).exists():
-        model, tokenizer = expert.load()
+        model, tokenizer = open_expert(expert)
         domains = read_evals(evals).domains
         asked = {
             name: [ChoiceQuestion(q.prompt, q.options, q.answer) for q in domain.questions]

@@ -21,6 +21,8 @@ class Policy(BaseModel):
     """Top-K log-probabilities of the expert on public prompts."""
     ship_weights: bool = False
     """Weights of a copy of the pivot trained here. Weights tell more than logits."""
+    grow_experts: bool = False
+    """Log-probabilities of a copy of the round's pivot that was trained on the private text."""
     ship_scores: bool = False
     """The expert's own scores (a few numbers) on a round's public evaluation set."""
     max_top_k: int = Field(default=16, ge=1, le=1024)
@@ -48,6 +50,10 @@ def check(policy: Policy, assignment: Assignment) -> None:
         (
             spec.kind != "logits" or policy.ship_logits,
             "ship_logits is false: log-probabilities do not leave",
+        ),
+        (
+            spec.grow is None or policy.grow_experts,
+            "grow_experts is false: no received model is trained on the private text",
         ),
         (
             spec.kind != "weights" or policy.ship_weights,

@@ -8,10 +8,17 @@ from fp8.train import Progress
 from participant.client import Client, Stopped
 from participant.config import ParticipantConfig
 from participant.egress import EgressLog
-from participant.export import export_delta, export_logits, score
+from participant.export import (
+    LocalTraining,
+    export_delta,
+    export_logits,
+    grow_expert,
+    grown_folder,
+    score,
+)
 from participant.policy import Policy, check_positions
 from participant.spool import Entry, Spool
-from participant.stages.cpt import Expert
+from participant.stages.cpt import Expert, describe
 from protos.chunks import sha256_of
 from protos.messages import Assignment, Report, Scores
 
@@ -48,14 +55,15 @@ class Worker:
         if (made := entry.made) is None:
             raise Stopped  # other work came in under this round's name
         self._release(assignment, client, path, made.sha256)
-        scores = self._scores(assignment, client)
+        expert = self._asked(assignment)
+        scores = self._scores(assignment, client, expert)
         return self.report(
             assignment,
             "committed",
             sha256=made.sha256,
             size_bytes=made.size_bytes,
             scores=scores,
-            parameters=self._expert.parameters(),
+            **describe(expert),
         )
 
     def report(self, assignment: Assignment, status: Status, **fields: Any) -> Report:
@@ -64,8 +72,6 @@ class Worker:
             round_id=assignment.round_id,
             attempt=assignment.attempt,
             status=status,
-            architecture=self._config.model.architecture,
-            vocabulary=self._config.model.vocab_size,
             **fields,
         )
 
@@ -89,24 +95,23 @@ class Worker:
     ) -> Path:
         """Compute the contribution from the public files the assignment names."""
         files = self._config.data_dir / "rounds" / assignment.round_id
-        spec = assignment.spec
-        if spec.kind == "weights" or spec.ship_share < 1:
+        spec, prompts = assignment.spec, None
+        if spec.trains_locally or spec.ship_share < 1:
             for reference in assignment.pivot:
                 client.fetch(reference, files / "pivot")
+        if assignment.prompts is not None:
+            prompts = client.fetch(assignment.prompts, files)
+        training = LocalTraining(
+            corpus=self._config.corpus,
+            prompts=prompts if spec.rehearse else None,
+            on_progress=lambda p: self._tell("adapt", progress_body(p)),
+            should_stop=should_stop,
+        )
         if spec.kind == "weights":
-            path = export_delta(
-                files / "pivot",
-                self._config.corpus,
-                assignment,
-                self._outbox,
-                on_progress=lambda p: self._tell("adapt", progress_body(p)),
-                should_stop=should_stop,
-            )
-            if path is None:
-                raise Stopped
-            return path
-        assert assignment.prompts is not None
-        prompts = client.fetch(assignment.prompts, files)
+            return _or_stopped(export_delta(files / "pivot", training, assignment, self._outbox))
+        if spec.grow is not None:
+            _or_stopped(grow_expert(files / "pivot", training, assignment, self._outbox))
+        assert prompts is not None
 
         def tell(done: int, total: int) -> None:
             check_positions(self._policy, total)
@@ -115,7 +120,13 @@ class Worker:
             self._tell("logits", {"round": assignment.round_id, "step": done, "steps": total})
 
         pivot = files / "pivot" if spec.ship_share < 1 else None
-        return export_logits(self._expert, prompts, assignment, self._outbox, tell, pivot=pivot)
+        expert = self._asked(assignment)
+        return export_logits(expert, prompts, assignment, self._outbox, tell, pivot=pivot)
+
+    def _asked(self, assignment: Assignment) -> Path:
+        """The folder of the expert that the contribution and the report tell of."""
+        grows = assignment.spec.grow is not None
+        return grown_folder(assignment, self._outbox) if grows else self._expert.directory
 
     def _release(self, assignment: Assignment, client: Client, path: Path, sha256: str) -> None:
         """The one door out for bulk bytes: written down first, then sent, then receipted."""
@@ -125,13 +136,20 @@ class Worker:
         client.put(path, sha256)
         client.commit(assignment.round_id, sha256, path.stat().st_size)
 
-    def _scores(self, assignment: Assignment, client: Client) -> Scores:
+    def _scores(self, assignment: Assignment, client: Client, expert: Path) -> Scores:
         if assignment.evals is None or not self._policy.ship_scores:
             return Scores()
         folder = self._config.data_dir / "rounds" / assignment.round_id
         evals = client.fetch(assignment.evals, folder)
         self._tell("score", {"round": assignment.round_id})
-        return score(self._expert, evals, self._outbox)
+        return score(expert, evals, self._outbox)
+
+
+def _or_stopped(made: Path | None) -> Path:
+    """Return what training made. Raises: Stopped when it was stopped before the end."""
+    if made is None:
+        raise Stopped
+    return made
 
 
 def progress_body(progress: Progress) -> dict[str, Any]:

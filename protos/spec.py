@@ -3,7 +3,7 @@
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import (
@@ -35,10 +35,15 @@ MergeName = Literal[
 ]
 """fusion.merge.MERGES but fisher, which needs more than a delta."""
 OuterName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "diloco"]
+OWN_LOSSES: Final = ("span_kl", "p_kl")
+"""They take the spec's distill_weight; a published method keeps the one it was published with."""
 ControlName = Literal["sft", "infifusion", "uld", "minced", "gold", "uniform", "leave_one_out"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 PivotName = Annotated[str, StringConstraints(pattern=r"^pivot-[0-9]{1,9}$")]
+
+
+_DISTILL_WEIGHT: Final = 0.7
 
 
 class SpecError(ValueError):
@@ -66,6 +71,16 @@ class TrainingSpec(Strict):
     """Last part of the steps, in which the rate decays (WSD schedule)."""
     proximal_mu: float = Field(default=0.0, ge=0)
     """FedProx: how hard a participant's copy is held to the pivot (merge rounds)."""
+
+    def schedule(self, seed: int) -> dict[str, Any]:
+        """Return the fields of fp8.train.TrainConfig that it asks for."""
+        return {
+            "steps": self.steps,
+            "lr": self.lr,
+            "warmup_steps": self.warmup_steps,
+            "decay_steps": int(self.steps * self.decay_share),
+            "seed": seed,
+        }
 
 
 class RoundSpec(Strict):
@@ -107,49 +122,94 @@ class RoundSpec(Strict):
     """Silence a source that has read a text this much worse than the pivot; None: never."""
     precision: Literal["fp32", "fp8"] = "fp32"
     """Of the linear layers of the pivot while it is fused."""
-    distill_weight: float = Field(default=0.7, ge=0, le=1)
-    """lambda: share of the distillation loss; the rest is cross-entropy on the public text."""
+    distill_weight: float = Field(default=_DISTILL_WEIGHT, ge=0, le=1)
+    """lambda: share of the distillation loss; the rest is cross-entropy on the public text. Of
+    OWN_LOSSES only."""
     merge_weight: float | None = Field(default=None, gt=0, le=10)
     """Factor on the merged delta; None: the method's own (fusion/merge.py)."""
     merge_density: float | None = Field(default=None, gt=0, le=1)
     """Share of a delta's entries kept, for merges that drop some; None: the method's own."""
     training: TrainingSpec
+    grow: TrainingSpec | None = None
+    """Logits rounds: each participant first trains a copy of the pivot on its own text like this,
+    and ships that copy's log-probabilities; None: those of the expert that it has."""
+    rehearse: bool = False
+    """Local training (grow, or a weights round) reads the prompt set beside the private text: the
+    copies drift apart less, and forget less."""
     controls: tuple[ControlName, ...] = Field(default=(), strict=False)
     """Runs on the same text, steps and seed, reported beside the pivot. leave_one_out: one run
     without each source, which tells what the pivot owes it."""
     quorum: int | None = Field(default=None, ge=1)
-    """Contributions needed at the deadline; default: every participant's."""
+    """Contributions that are enough once collecting must end; default: every participant's."""
     deadline_minutes: float = Field(default=60, gt=0, le=60 * 24 * 30)
-    """From approval until the last contribution may arrive."""
+    """From submission until the round has ended, fusing included."""
+    fusion_minutes: float | None = Field(default=None, ge=0)
+    """The last part of the deadline, kept for fusing: from its beginning on nobody is waited for
+    once there is a quorum. None: a third of the deadline."""
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.participants)) != len(self.participants):
-            raise ValueError("participants: a name stands twice; name each once")
-        if (self.kind == "weights") != (self.method == "merge"):
-            raise ValueError(
+        faults = (
+            (
+                len(set(self.participants)) != len(self.participants),
+                "participants: a name stands twice; name each once",
+            ),
+            (
+                (self.kind == "weights") != (self.method == "merge"),
                 f"kind {self.kind!r} does not go with method {self.method!r}: "
-                "logits takes unified or pairwise, weights takes merge"
-            )
-        if self.kind == "logits" and self.prompts is None:
-            raise ValueError("prompts: a logits round needs a public prompt set; give its file")
-        if self.outer is not None and self.method != "merge":
-            raise ValueError(
+                "logits takes unified or pairwise, weights takes merge",
+            ),
+            (
+                self.kind == "logits" and self.prompts is None,
+                "prompts: a logits round needs a public prompt set; give its file",
+            ),
+            (
+                self.grow is not None and self.kind != "logits",
+                "grow: a weights round trains a copy anyway, by training; leave it out",
+            ),
+            (
+                self.rehearse and (self.prompts is None or not self.trains_locally),
+                "rehearse: wanted a prompt set and local training (grow, or kind weights); add "
+                "them, or leave rehearse out",
+            ),
+            (
+                self.outer is not None and self.method != "merge",
                 f"outer: {self.outer!r} steps on the mean of deltas, and method {self.method!r} "
-                "has none; leave it out, or take kind weights and method merge"
-            )
-        if "leave_one_out" in self.controls and self.method != "unified":
-            raise ValueError("controls: leave_one_out goes with method unified only")
-        if self.quorum is not None and self.quorum > len(self.participants):
-            raise ValueError(
-                f"quorum: {self.quorum} is more than the {len(self.participants)} participants"
-            )
+                "has none; leave it out, or take kind weights and method merge",
+            ),
+            (
+                self.loss not in OWN_LOSSES and self.distill_weight != _DISTILL_WEIGHT,
+                f"distill_weight: loss {self.loss!r} keeps the share that it was published with; "
+                f"leave it out, or take loss {' or '.join(OWN_LOSSES)}",
+            ),
+            (
+                "leave_one_out" in self.controls and self.method != "unified",
+                "controls: leave_one_out goes with method unified only",
+            ),
+            (
+                self.needed > len(self.participants),
+                f"quorum: {self.quorum} is more than the {len(self.participants)} participants",
+            ),
+            (
+                (self.fusion_minutes or 0) >= self.deadline_minutes,
+                f"fusion_minutes: found {self.fusion_minutes}, wanted less than the "
+                f"{self.deadline_minutes:g} of deadline_minutes: collecting needs time as well",
+            ),
+        )
+        for wrong, words in faults:
+            if wrong:
+                raise ValueError(words)
         return self
 
     @property
+    def trains_locally(self) -> bool:
+        """Whether a participant trains a copy of the pivot for this round."""
+        return self.kind == "weights" or self.grow is not None
+
+    @property
     def needed(self) -> int:
-        """Contributions without which the round fails at its deadline."""
+        """Contributions without which nothing is fused."""
         return self.quorum or len(self.participants)
 
 
@@ -159,6 +219,8 @@ def parse_spec(text: str) -> RoundSpec:
         spec = RoundSpec.model_validate(json.loads(text))
     except (json.JSONDecodeError, ValidationError) as error:
         raise SpecError(first_message(error)) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+        raise SpecError(f"the spec cannot be read as JSON: {error}") from error
     for field in ("prompts", "evals"):
         value = getattr(spec, field)
         if value is not None and not _is_digest(value):
@@ -197,14 +259,23 @@ def _is_digest(value: str) -> bool:
     return head == "sha256" and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
 
 
-def first_message(error: json.JSONDecodeError | ValidationError) -> str:
-    """Say in words what is wrong first: the place, what was found, and the cure."""
+def first_message(
+    error: json.JSONDecodeError | ValidationError, top: type[BaseModel] = RoundSpec
+) -> str:
+    """Say in words what is wrong first: the place, what was found, and the cure.
+
+    Args: top: the model that was read.
+    """
     if isinstance(error, json.JSONDecodeError):
         return f"the spec is not JSON: {error}"
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = TrainingSpec if first["loc"][0] == "training" else RoundSpec
+        known = top
+        for part in first["loc"][:-1]:
+            field = known.model_fields.get(str(part))
+            if field and isinstance(field.annotation, type):
+                known = field.annotation
         close = difflib.get_close_matches(str(first["loc"][-1]), known.model_fields, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known.model_fields)}"
         return f"unknown key {place!r}; {hint}"

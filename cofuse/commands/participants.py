@@ -14,6 +14,7 @@ Home = Annotated[Path, typer.Argument(help="The participant's folder.")]
 _POLICY = """\
 # What may leave this institution. Everything is off until you say otherwise.
 ship_logits = false     # top-K log-probabilities of the expert on public prompts
+grow_experts = false    # ... of a copy of a received pivot that was trained on our text
 ship_scores = false     # the expert's own scores, a few numbers
 ship_weights = false    # weights of a copy of the pivot trained here; they tell more than logits
 max_top_k = 16

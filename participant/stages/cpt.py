@@ -4,10 +4,10 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from fusion.proximal import proximal
 from participant.config import ModelConfig, TrainingConfig
 from participant.corpus import read_corpus
 from participant.durable import sync, sync_tree, write_durably
+from protos.spec import TrainingSpec
 
 _FACTS: Final = "expert.json"
 
@@ -87,11 +88,6 @@ class Expert:
             return ExpertFacts(version=1)
         return ExpertFacts(**known)
 
-    def parameters(self) -> int:
-        """Parameters of the finished model, tied ones once."""
-        with safe_open(self.directory / "model.safetensors", framework="numpy") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-
     def pretrain(
         self,
         config: TrainingConfig,
@@ -133,12 +129,6 @@ class Expert:
         if result.finished and (moved or self.facts().steps != result.step):
             self._replace_model(model, tokenizer, result.step)
         return result
-
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-        """The last finished model, its linears in FP8 as they were trained."""
-        model, tokenizer = load_model(self.directory)
-        convert_to_float8_training(model, BlockScaling())
-        return model.eval(), tokenizer
 
     def _replace_model(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int
@@ -190,34 +180,49 @@ class Expert:
         return self._corpus.exists() and self._corpus.stat().st_mtime_ns > known
 
 
-def adapt_pivot(  # noqa: PLR0913 - the knobs of a local run, each by keyword
+def open_expert(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a finished model to ask it, its linears in FP8 as they were trained."""
+    model, tokenizer = load_model(folder)
+    convert_to_float8_training(model, BlockScaling())
+    return model.eval(), tokenizer
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Tell of a finished model what its report says: parameters (tied ones once) and family."""
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family = {"architecture": config["model_type"], "vocabulary": config["vocab_size"]}
+    return {"parameters": count, **family}
+
+
+def adapt_pivot(
     pivot: Path,
     corpus: Path,
-    config: TrainConfig,
+    training: TrainingSpec,
+    seed: int,
     *,
-    batch_size: int,
-    seq_len: int,
     checkpoint_dir: Path,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
-    proximal_mu: float = 0.0,
-) -> tuple[PreTrainedModel, TrainResult]:
-    """Train a copy of the pivot on the private text, with its tokenizer (weights rounds).
+    rehearsed: Sequence[str] = (),
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, TrainResult]:
+    """Train a copy of the pivot on the private text, with its tokenizer.
 
-    Above 0, proximal_mu keeps the copy near the pivot (FedProx, fusion.proximal).
+    Args: rehearsed: public text to read beside it, so that copies of other participants, who read
+        the same, stay near.
     """
     model, tokenizer = load_model(pivot)
-    tokens = encode_documents(tokenizer, read_corpus(corpus))
+    tokens = encode_documents(tokenizer, [*read_corpus(corpus), *rehearsed])
     convert_to_float8_training(model, BlockScaling())
-    batches = packed_batches(tokens, batch_size=batch_size, seq_len=seq_len, seed=config.seed)
     result = train(
         model,
-        batches,
+        packed_batches(tokens, batch_size=training.batch_size, seq_len=training.seq_len, seed=seed),
         # The pivot's weights, not those of a checkpoint: train resumes after this line.
-        proximal(causal_lm_loss, dict(model.named_parameters()), proximal_mu),
-        config,
+        proximal(causal_lm_loss, dict(model.named_parameters()), training.proximal_mu),
+        TrainConfig(**training.schedule(seed)),
         checkpoint_dir=checkpoint_dir,
         on_progress=on_progress,
         should_stop=should_stop,
     )
-    return model, result
+    return model, tokenizer, result

@@ -110,8 +110,11 @@ def test_a_round_that_is_over_is_told_to_those_who_work_on_it_and_only_once() ->
         roll.presence.refresh()
     assert roll.presence.call("a").ended == {"rnd-1"}
     assert roll.notices == ["a"]
+    heard = roll.presence.call("a")
     roll.presence.beat("a", seen())
     assert roll.presence.call("a").ended == frozenset()
+    roll.presence.beat("a", seen(working=["rnd-1"]))  # dropped, and brought up again: told again
+    assert roll.presence.call("a") != heard
 
 
 def test_a_round_of_others_sounds_like_one_that_does_not_exist() -> None:

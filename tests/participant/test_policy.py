@@ -48,6 +48,13 @@ def test_weights_need_their_own_yes() -> None:
     check(Policy(ship_weights=True), assignment(**WEIGHTS))
 
 
+def test_training_a_received_model_needs_its_own_yes() -> None:
+    grow = {"grow": {"steps": 1, "lr": 0.1}}
+    with pytest.raises(PolicyRefusalError, match="grow_experts"):
+        check(Policy(ship_logits=True), assignment(**grow))
+    check(Policy(ship_logits=True, grow_experts=True), assignment(**grow))
+
+
 @pytest.mark.parametrize(
     ("policy", "spec", "rule"),
     [

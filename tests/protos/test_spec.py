@@ -21,7 +21,7 @@ training:
 """
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("[!f]*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("[!fr]*.yaml")), ids=lambda p: p.stem)
 def test_every_example_is_a_valid_spec(path: Path) -> None:
     assert load_spec(path).participants
 
@@ -68,6 +68,9 @@ def test_an_unknown_key_below_training_is_named_too(tmp_path: Path) -> None:
         {"name": "../etc"},
         {"pivot": "latest"},
         {"participants": ("A b",)},
+        {"loss": "minced", "distill_weight": 0.5},
+        {"rehearse": True},
+        {"kind": "weights", "method": "merge", "grow": {"steps": 1, "lr": 0.1}},
     ],
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any]) -> None:

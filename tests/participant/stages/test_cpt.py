@@ -1,9 +1,9 @@
 import json
 from pathlib import Path
 
-from fp8.train import TrainConfig
 from fusion.models import ModelSpec, build_model, load_model, save_model, train_tokenizer
 from participant.stages.cpt import adapt_pivot
+from protos.spec import TrainingSpec
 
 TEXT = "the quick brown fox jumps over the lazy dog, and she sells sea shells.\n"
 
@@ -18,16 +18,17 @@ def test_a_local_run_with_a_larger_proximal_mu_ends_nearer_the_pivot(tmp_path: P
     before = dict(load_model(tmp_path / "pivot")[0].named_parameters())
 
     def moved(mu: float, steps: int) -> float:
-        model, result = adapt_pivot(
+        training = TrainingSpec(
+            steps=steps, lr=1e-2, warmup_steps=1, batch_size=2, seq_len=16, proximal_mu=mu
+        )
+        model, _, result = adapt_pivot(
             tmp_path / "pivot",
             tmp_path / "corpus",
-            TrainConfig(steps=steps, lr=1e-2, warmup_steps=1, decay_steps=1, seed=0),
-            batch_size=2,
-            seq_len=16,
+            training,
+            0,
             checkpoint_dir=tmp_path / f"checkpoint-{mu}",
             on_progress=lambda _: None,
             should_stop=lambda: False,
-            proximal_mu=mu,
         )
         assert result.finished
         parameters = model.named_parameters()
