@@ -29,15 +29,17 @@ import psutil
 # Run as a script, this file's own folder comes first and its files pass for packages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.reliability_many import PROMPTS, import_pivot
+from benchmarks.reliability_many import import_pivot
 from benchmarks.reliability_witness import Witness, double_fused, lost, promises
 from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
-from cofuse.sdk import FINAL, Coordinator
+from cofuse.sdk import Coordinator, Round
 from protos.errors import RemoteError
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec, TrainingSpec
 
 HOSPITALS: Final = ("st-mary", "north")
+PROMPTS: Final = tuple(f"Patient {n} rests well after the surgery." for n in range(30))
+"""Enough for a step of the fusion to be made of."""
 IN_FLIGHT: Final = 3
 GAP_S: Final = 2.0
 """Between two kills, on the mean."""
@@ -215,15 +217,15 @@ def _alive(federation: Federation) -> dict[str, list[psutil.Process]]:
     return found
 
 
-def _come_to_rest(sdk: Coordinator) -> Counter[str]:
-    """Wait until every round has ended, for as long as it may take; count the states."""
+def _come_to_rest(sdk: Coordinator) -> list[Round]:
+    """Wait until every round has ended, for as long as it may take; return them all."""
     ends = time.monotonic() + DEADLINE_MINUTES * 60 + LATE_S
     while time.monotonic() < ends:
         rounds = _patiently(sdk.rounds)
         if all(one.final for one in rounds):
             break
         Event().wait(0.5)
-    return Counter(one.state for one in rounds)
+    return rounds
 
 
 def _patiently(call: Callable[[], _T]) -> _T:
@@ -241,7 +243,9 @@ def _patiently(call: Callable[[], _T]) -> _T:
         Event().wait(0.2)
 
 
-def _figures(found: _Found, witness: Witness, rounds: Counter[str], work: Path) -> dict[str, Any]:
+def _figures(
+    found: _Found, witness: Witness, rounds: Sequence[Round], work: Path
+) -> dict[str, Any]:
     data = work / "coordinator" / "data"
     with sqlite3.connect(data / "coordinator.sqlite") as database:
         lost_receipts = lost(database, found.promised)
@@ -256,9 +260,10 @@ def _figures(found: _Found, witness: Witness, rounds: Counter[str], work: Path) 
         "receipts": len(found.promised),
         "pivots": len(witness.lineages),
         "killed": dict(found.kills),
-        "rounds": dict(rounds),
-        "unended": sum(n for state, n in rounds.items() if state not in FINAL),
+        "rounds": dict(Counter(one.state for one in rounds)),
+        "unended": sum(not one.final for one in rounds),
         "words": [*lost_receipts, *doubled, *witness.halves][:10],
+        "why": dict(Counter(one.detail[-200:] for one in rounds if one.state != "PUBLISHED")),
     }
 
 

@@ -37,7 +37,7 @@ ASK_EVERY_S: Final = 1.0
 """The askers beat as often as this; all others, every 10 s."""
 READY_S: Final = 600.0
 COLLECT_MINUTES: Final = 15.0
-PROMPTS: Final = ("Aortic stenosis.", "Mild anaemia.", "No acute findings.", "Discharged home.")
+PROMPTS: Final = tuple(f"Patient {n} rests well after the surgery." for n in range(4))
 
 
 class ManyError(RuntimeError):
