@@ -6,6 +6,7 @@ session: do not put a pooler in transaction mode in between.
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,9 @@ from coordinator.store_errors import Explained, StoreError
 
 _LEAD: Final = 0x636F6675  # "cofu", and the next number: any two that nobody else uses
 _TURN: Final = _LEAD + 1
+_GONE_S: Final = 3.0
+"""The server notices only after a moment that a leader has died."""
+_LOOK_AGAIN_S: Final = 0.1
 _SETTINGS: Final = (
     "SET synchronous_commit = on",
     "SET lock_timeout = '30s'",
@@ -112,7 +116,11 @@ class Postgres:
     def take_lead(self, writer: Connection) -> None:
         """Lock in the very session that writes: whoever lost the lead cannot write either."""
         query = text("SELECT pg_try_advisory_lock(:key, hashtext(current_schema()))")
-        taken = writer.execute(query, {"key": _LEAD}).scalar()
+        end = time.monotonic() + _GONE_S
+        while not (taken := writer.execute(query, {"key": _LEAD}).scalar()):
+            if time.monotonic() > end:
+                break
+            time.sleep(_LOOK_AGAIN_S)
         who = None if taken else writer.execute(text(_LEADER), {"key": _LEAD}).first()
         writer.commit()
         if not taken:

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from coordinator.clock import jumped_ms, now_unix_ms
 from coordinator.deliveries import Deliveries
 from coordinator.engine import Engine
 from coordinator.fusions import Fusions
-from coordinator.happenings import Heard, Lost, Restarted, Tick
+from coordinator.happenings import Heard, Restarted, Tick
 from coordinator.presence import Presence
 from coordinator.recurring import Standing
 from coordinator.round_state import Deliver, Fuse
@@ -26,6 +27,8 @@ from coordinator.store import Store
 _LOG = logging.getLogger(__name__)
 PASS_S: Final = 0.25
 """How late a pass may notice that a time has come; news wakes it at once."""
+HEAR_S: Final = 10.0
+"""How often the beats are looked at: far more often than an assignment's lease ends."""
 TOLD_JUMP_S: Final = 60
 """A wall clock that moves further than this at once is told in the log."""
 
@@ -46,6 +49,10 @@ class Scheduler:
         self._store = store
         self._stop = threading.Event()
         self._told_jump_s = 0
+        self._presence = presence
+        self._hear_s = 0.0
+        self._experts: dict[str, str] = {}
+        """Versions that the store knows of already."""
         self._deliveries = Deliveries(store, artifacts, engine, presence)
         # One more than cores: of three runs on two cores, none waits for another to end.
         workers = fuse_workers or (os.cpu_count() or 1) + 1
@@ -77,14 +84,6 @@ class Scheduler:
         with self._store.changed:
             self._store.changed.notify_all()
 
-    def heard(self, round_id: str, participant: str, attempt: int) -> None:
-        """Take word that a participant works on its assignment: it is not asked again yet."""
-        self._store.step(round_id, Heard(participant, attempt))
-
-    def lost(self, round_id: str, participant: str, attempt: int, detail: str) -> None:
-        """Take word that an assignment is with nobody: it goes out again, as a new attempt."""
-        self._store.step(round_id, Lost(participant, attempt, detail))
-
     def _restart(self) -> None:
         for row in self._store.rounds(active_only=True):
             self._store.step(row.round_id, Restarted())
@@ -107,3 +106,19 @@ class Scheduler:
         wanted = [duty for round_ in rounds for duty in duties(round_)]
         self._deliveries.keep(duty for duty in wanted if isinstance(duty, Deliver))
         self._fusions.keep([duty for duty in wanted if isinstance(duty, Fuse)])
+        if time.monotonic() >= self._hear_s:
+            self._hear_s = time.monotonic() + HEAR_S
+            self._hear([duty for duty in wanted if isinstance(duty, Deliver)])
+
+    def _hear(self, wanted: Sequence[Deliver]) -> None:
+        """Take from the beats who works on what, and whose expert is another one now."""
+        seen = {name: beat for name, beat in self._presence.attending().items() if beat}
+        for duty in wanted:
+            beat = seen.get(duty.participant)
+            if beat is not None and duty.round_id in beat.working:
+                self._store.step(duty.round_id, Heard(duty.participant, duty.attempt))
+        for name, beat in seen.items():
+            version = f"{beat.expert_version}/{beat.expert_steps}"
+            if beat.expert_version and self._experts.get(name) != version:
+                self._store.note_expert(name, version)
+                self._experts[name] = version

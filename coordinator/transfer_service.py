@@ -102,6 +102,10 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             raise CofuseError(
                 "too_large", f"found {header.size_bytes} bytes, wanted at most {self._max_bytes}"
             )
+        if len(header.prefix_sha256) not in (0, 32):
+            raise CofuseError(
+                "bad_request", f"prefix_sha256: found {len(header.prefix_sha256)} bytes, wanted 32"
+            )
         if header.offset_bytes:
             UPLOAD_RESUMES.inc()
         if not self._stat(header.sha256, who.uri).complete:

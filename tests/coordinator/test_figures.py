@@ -7,7 +7,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator import store as store_module
+from coordinator import queries, round_rows
 from coordinator.figures import Figures
 from coordinator.metrics import observe_rpc
 from coordinator.rounds import Event, State
@@ -55,7 +55,8 @@ def _read(figures: Figures) -> dict[str, float]:
 def _publish(store: Store, monkeypatch: pytest.MonkeyPatch, number: int) -> str:
     """A round through its life: fusing 100 s, evaluating 20 s, 1,000 s in all."""
     clock = [10**12]
-    monkeypatch.setattr(store_module, "now_unix_ms", lambda: clock[0])
+    for module in (queries, round_rows):
+        monkeypatch.setattr(module, "now_unix_ms", lambda: clock[0])
     round_id = store.submit_round(
         request_id=f"r{number}", submitted_by="ada", spec_json=SPEC, deadline_ms=10**6
     ).round_id

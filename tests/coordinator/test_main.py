@@ -168,14 +168,14 @@ class Upload:
         self._go = threading.Event()
 
     def begin(self) -> None:
-        self._call = self._stub.Put.future(self._requests())  # type: ignore[attr-defined]
+        self._answers = self._stub.Put(self._requests())
         while not self._stub.Stat(transfer_pb2.StatRequest(sha256=self._sha256)).received_bytes:
-            assert not self._call.done()
+            assert self._answers.is_active()
 
     def end(self) -> transfer_pb2.StatReply:
         self._go.set()
-        reply: transfer_pb2.StatReply = self._call.result(30)
-        return reply
+        *_, last = self._answers
+        return last
 
     def _requests(self) -> Iterator[transfer_pb2.PutRequest]:
         requests = put_requests(self._path, self._sha256, transfer_pb2.PIVOT, 0)

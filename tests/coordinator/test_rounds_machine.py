@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from coordinator import store as store_module
+from coordinator import queries, round_rows
 from coordinator.happenings import Happening
 from coordinator.round_state import Round
 from coordinator.rounds import State, step
@@ -42,7 +42,7 @@ class StoredWorld(RoundWorld):
         self.store = Store.at(Path(self.folder.name) / "store.sqlite")
         spec = {"participants": NAMES, "quorum": needed}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(store_module, "now_unix_ms", lambda: NOW)
+            patch.setattr(round_rows, "now_unix_ms", lambda: NOW)
             row = self.store.submit_round(
                 request_id="r",
                 submitted_by="ada",
@@ -53,7 +53,8 @@ class StoredWorld(RoundWorld):
 
     def apply(self, happening: Happening, now: int) -> Round:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(store_module, "now_unix_ms", lambda: now)
+            for module in (round_rows, queries):
+                patch.setattr(module, "now_unix_ms", lambda: now)
             try:
                 self.store.step("rnd-1", happening)
             finally:
@@ -68,6 +69,7 @@ class StoredWorld(RoundWorld):
             assert states[0] == State.SUBMITTED
             assert states[-1] == self.round.state
             assert len(states) == len(set(states)), "a state was entered twice"
+            self.store.close()
             self.folder.cleanup()
 
 

@@ -19,8 +19,11 @@ import pytest
 import time_machine
 
 from coordinator import fuse_job, rounds
+from coordinator import scheduler as scheduler_module
 from coordinator.artifacts import Artifacts
 from coordinator.engine import EngineError, Reply
+from coordinator.happenings import Lost
+from coordinator.presence import Presence
 from coordinator.rounds import Event, State
 from coordinator.scheduler import Scheduler
 from coordinator.store import Store
@@ -31,6 +34,7 @@ from protos.chunks import sha256_of
 from protos.messages import Assignment, FileRef, Report
 from protos.public_sets import Prompt, write_prompts
 from tests.coordinator.test_fuse_worker import spec
+from tests.coordinator.test_presence import seen
 
 TEXTS = [f"Code I{n} is infarction of part {n}, left side." for n in range(8)]
 TRAINING = {"steps": 200, "lr": 0.001, "batch_size": 2, "seq_len": 16, "warmup_steps": 0}
@@ -53,6 +57,7 @@ class LoopEngine:
         on_reply: Callable[[int, Reply], None],
         stop: threading.Event,
         deadline_s: float,
+        idle_s: Callable[[int], float],
     ) -> None:
         names = {node: name for name, node in NODES.items()}
         silent = False
@@ -76,6 +81,7 @@ class Place:
 
     def __post_init__(self) -> None:
         self.store = Store.at(self.root / "store.sqlite")
+        self.presence = Presence(lambda _: ())
         self.artifacts = Artifacts(self.root / "artifacts")
         for name, node in NODES.items():
             self.store.upsert_participant(name, node, b"key")
@@ -109,7 +115,8 @@ class Place:
 
     @contextlib.contextmanager
     def scheduler(self, engine: LoopEngine) -> Iterator[Scheduler]:
-        scheduler = Scheduler(self.root, self.store, self.artifacts, engine, fuse_workers=1)  # type: ignore[arg-type]
+        parts = self.root, self.store, self.artifacts, engine, self.presence
+        scheduler = Scheduler(*parts, fuse_workers=1)  # type: ignore[arg-type]
         loop = threading.Thread(target=scheduler.run)
         loop.start()
         try:
@@ -215,12 +222,30 @@ def test_a_lost_message_is_sent_again_and_the_others_are_left_alone(
     engine = LoopEngine(
         lambda name, a: Reply(None, "no content") if (name, a.attempt) == ("ada", 1) else None
     )
-    with place.scheduler(engine) as scheduler:
+    with place.scheduler(engine):
         round_id = place.submit()
         place.wait(lambda: len(engine.sent) == 3)
-        scheduler.lost(round_id, "ada", 2, "its node restarted")
+        place.store.step(round_id, Lost("ada", 2, "its node restarted"))
         place.wait(lambda: len(engine.sent) == 4)
     assert sorted(engine.sent) == [("ada", 1), ("ada", 2), ("ada", 3), ("bob", 1)]
+
+
+def test_who_works_by_its_beats_is_not_asked_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "HEAR_S", 0.0)
+    monkeypatch.setattr(rounds, "ASSIGNMENT_LEASE_MS", 2_000)
+    noted: list[tuple[str, str]] = []
+    monkeypatch.setattr(place.store, "note_expert", lambda *what: noted.append(what))
+    engine = LoopEngine(lambda *_: None)
+    place.presence.arrive("ada", lambda: None)
+    with place.scheduler(engine):
+        round_id = place.submit()
+        place.wait(lambda: len(engine.sent) == 2)
+        place.presence.beat("ada", seen(working=[round_id]))
+        place.wait(lambda: ("bob", 3) in engine.sent)
+    assert ("ada", 2) not in engine.sent
+    assert noted == [("ada", "1/1")]
 
 
 def test_an_engine_that_gives_up_costs_time_only(

@@ -25,8 +25,6 @@ from trust.ca import create_authority
 ROOT: Final = Path(__file__).parents[2]
 GUIDE: Final = ROOT / "docs" / "operator.md"
 PORTS: Final = ("7443", "9443", "7442")
-PENDING: Final = frozenset({"coordinator fsck", "coordinator backup", "coordinator restore"})
-"""Commands the page tells of that do not exist yet: the walk ends before the first of them."""
 ROOT_PROGRAMS: Final = frozenset({"python3", "pip", "uv", "useradd", "install", "systemctl"})
 """What a `sh` block may hold: it is not run."""
 
@@ -37,10 +35,6 @@ class Step:
 
     command: str
     shows: tuple[str, ...]
-
-    @property
-    def pending(self) -> bool:
-        return any(f"cofuse {name}" in self.command for name in PENDING)
 
 
 def _blocks(kind: str) -> list[str]:
@@ -80,7 +74,7 @@ def test_every_command_of_the_page_is_one_of_ours_with_its_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COFUSE_AT", "127.0.0.1:7443")
-    calls = [call for step in _steps() if not step.pending for call in _cofuse_calls(step.command)]
+    calls = [call for step in _steps() for call in _cofuse_calls(step.command)]
     assert len(calls) > 15
     for words in calls:
         command: Any = get_command(app)
@@ -89,13 +83,6 @@ def test_every_command_of_the_page_is_one_of_ours_with_its_options(
             assert rest[0] in command.commands, words
             command = command.commands[rest.pop(0)]
         command.make_context(" ".join(words), rest)
-
-
-def test_what_is_pending_is_pending() -> None:
-    groups: Any = get_command(app)
-    for name in PENDING:
-        group, command = name.split()
-        assert command not in groups.commands[group].commands, f"{name} is here: strike it"
 
 
 def test_blocks_that_are_not_run_hold_only_what_needs_root_or_the_network() -> None:
@@ -147,10 +134,9 @@ def test_the_whole_page_runs(tmp_path: Path) -> None:
 
     _write_texts(tmp_path)
     steps = _steps()
-    last = next((i for i, step in enumerate(steps) if step.pending), len(steps))
     ports = dict(zip(PORTS, _free_ports(), strict=True))
-    output = _run(tmp_path, [_with_ports(step.command, ports) for step in steps[:last]])
-    assert len(output) == last, f"{steps[len(output) - 1].command}\n{output[-1]}"
+    output = _run(tmp_path, [_with_ports(step.command, ports) for step in steps])
+    assert len(output) == len(steps), f"{steps[len(output) - 1].command}\n{output[-1]}"
     for step, said in zip(steps, output, strict=False):
         rest = said.splitlines()
         for line in step.shows:

@@ -244,7 +244,8 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
 def _put(place: Place, path: Path, kind: str) -> None:
     role = {"PROMPTS": "researcher", "PIVOT": "operator", "CONTRIBUTION": "participant"}[kind]
     requests = put_requests(path, sha256_of(path), transfer_pb2.ArtifactKind.Value(kind), 0)
-    assert transfer_pb2_grpc.TransferStub(place.channels[role]).Put(requests).complete
+    *_, last = transfer_pb2_grpc.TransferStub(place.channels[role]).Put(requests)
+    assert last.complete
 
 
 def _spec(prompts: str) -> RoundSpec:

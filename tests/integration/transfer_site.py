@@ -1,21 +1,20 @@
 """The Transfer service on loopback behind a chaos proxy, and files to send."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 
-from coordinator.access import RoleInterceptor
 from coordinator.artifacts import Artifacts
+from coordinator.serving import GrpcServer
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService
 from protos.chunks import sha256_of
-from protos.tls import SERVER_OPTIONS, TlsFiles, dial, server_credentials
+from protos.tls import TlsFiles, dial
 from protos.transfer import Transfer
 from protos.v1 import transfer_pb2_grpc
 from tests.chaos import ChaosProxy
@@ -45,17 +44,12 @@ def start_site(tmp_path: Path, identities: MakeIdentity) -> Iterator[Callable[..
         def make(idle_s: float = 30.0) -> Site:
             store = Store.at(tmp_path / "db.sqlite")
             artifacts = Artifacts(tmp_path / "artifacts")
-            server = grpc.server(
-                ThreadPoolExecutor(THREADS),
-                interceptors=[RoleInterceptor()],
-                options=SERVER_OPTIONS,
-            )
             service = TransferService(artifacts, store, 4 * 2**30, idle_s=idle_s)
-            transfer_pb2_grpc.add_TransferServicer_to_server(service, server)
-            credentials = server_credentials(identities("coordinator", "coordinator"))
-            address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
-            server.start()
-            stack.callback(lambda: server.stop(grace=0).wait())
+            register = partial(transfer_pb2_grpc.add_TransferServicer_to_server, service)
+            files = identities("coordinator", "coordinator")
+            server = GrpcServer("127.0.0.1:0", files, [register])
+            address = f"127.0.0.1:{server.start()}"
+            stack.callback(server.stop, 0.0)
             proxy = stack.enter_context(ChaosProxy(address))
             identity = identities("participant", "a")
 

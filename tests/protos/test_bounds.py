@@ -57,4 +57,4 @@ def test_the_refusal_names_the_field(message: object, place: str) -> None:
 def test_the_largest_of_everything_passes() -> None:
     check_bounds(research_pb2.WatchRoundRequest(round_id="x" * 256, after_seq=MAX_INTEGER))
     check_bounds(research_pb2.Pivot(files=[research_pb2.PivotFile()] * MAX_ITEMS))
-    check_bounds(transfer_pb2.PutRequest(chunk=bytes(4 * 2**20)))
+    check_bounds(transfer_pb2.PutRequest(chunk=transfer_pb2.Chunk(data=bytes(4 * 2**20))))
