@@ -101,23 +101,26 @@ class Witness:
         while not self._stop.is_set():
             with suppress(grpc.RpcError):  # the coordinator is being started again
                 for pivot in self._coordinator.pivots():
-                    if pivot.name not in self._seen:
-                        self._read(pivot, self._folder / pivot.name)
+                    if pivot.name not in self._seen and self._read(
+                        pivot, self._folder / pivot.name
+                    ):
                         self._seen.add(pivot.name)
             self._stop.wait(LOOK_S)
 
-    def _read(self, pivot: Pivot, folder: Path) -> None:
+    def _read(self, pivot: Pivot, folder: Path) -> bool:
+        """Whether the pivot could be looked at; what is wrong with it is noted."""
         try:
             self._coordinator.download_pivot(pivot.name, folder)
         except RemoteError as error:
-            if error.error_id == "unreachable":
-                return
+            if error.error_id in ("unreachable", "stalled"):
+                return False
             self.halves.append(f"{pivot.name}: {error}")
-            return
+            return True
         if pivot.round_id:
             self.halves += [f"{pivot.name}: {words}" for words in _unlike_its_sums(folder)]
             lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
             self.lineages[pivot.name] = lineage
+        return True
 
 
 def _unlike_its_sums(folder: Path) -> list[str]:
