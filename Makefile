@@ -50,6 +50,9 @@ benchmark-fp8: .venv/.ok  ## the figures of docs/fp8.md, about six minutes
 benchmark-fp8-gpu: .venv/.ok  ## ten minutes on a Hopper GPU; writes benchmarks/results/
 	$(BIN)/python benchmarks/fp8_gpu.py --out auto
 
+reliability: .venv/.ok  ## kills, crashes, cuts, many participants: up to 40 minutes; writes reliability.json
+	$(BIN)/python benchmarks/reliability.py
+
 setup: .venv/.ok
 
 # pip for torch (uv would bring the CUDA build), uv for all the rest (it keeps the torch that is there).
