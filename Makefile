@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check setup format protos docs benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer clean
+.PHONY: demo test test-slow check setup format protos docs benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer reliability clean
 
 demo: .venv/.ok  ## a whole federation on this machine
 	$(BIN)/cofuse demo $(DEMO_ARGS)
