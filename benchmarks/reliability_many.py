@@ -77,10 +77,12 @@ class Collected:
     failures: int
 
 
-def measure(participants: int, *, window_s: float = 60.0) -> dict[str, Any]:
-    """Attend for window_s, then hold one round; return the figures of both.
+def measure(
+    participants: int, *, window_s: float = 60.0, hold_round: bool = True
+) -> dict[str, Any]:
+    """Attend for window_s, then hold one round, if asked to; return the figures of both.
 
-    Raises: ManyError.
+    Raises: ManyError. Its message holds the figures of attending, once there are any.
     """
     with tempfile.TemporaryDirectory(prefix="cofuse-many-") as folder:
         work = Path(folder)
@@ -96,12 +98,17 @@ def measure(participants: int, *, window_s: float = 60.0) -> dict[str, Any]:
                 askers=min(ASKERS, participants // 2),
                 ask_every_s=ASK_EVERY_S,
             ) as both:
-                attending = _attend(both, server, participants, window_s)
+                attending = asdict(_attend(both, server, participants, window_s))
+                if not hold_round:
+                    return attending
                 database = work / "coordinator" / "data" / "coordinator.sqlite"
                 with federation.connect("researcher") as researcher:
                     names = [person.name for person in people]
-                    collected = _hold_round(both, server, researcher, names, work, database)
-    return {**asdict(attending), **asdict(collected)}
+                    try:
+                        collected = _hold_round(both, server, researcher, names, work, database)
+                    except ManyError as error:
+                        raise ManyError(f"{error}; while attending: {attending}") from error
+    return {**attending, **asdict(collected)}
 
 
 def _enrolled(federation: Federation, work: Path, name: str) -> Identity:
@@ -251,11 +258,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Many participants at one coordinator.")
     parser.add_argument("--participants", type=int, nargs="+", default=[100, 300, 1000])
     parser.add_argument("--window", type=float, default=60.0, help="seconds of attending")
+    parser.add_argument("--no-round", action="store_true", help="only attend")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, last")
     arguments = parser.parse_args(argv)
     found = {}
     for participants in arguments.participants:
-        found[str(participants)] = figures = measure(participants, window_s=arguments.window)
+        found[str(participants)] = figures = measure(
+            participants, window_s=arguments.window, hold_round=not arguments.no_round
+        )
         words = "  ".join(f"{key} {value}" for key, value in figures.items())
         sys.stderr.write(f"{participants} participants: {words}\n")
     if arguments.json:
