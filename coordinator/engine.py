@@ -186,8 +186,9 @@ class Engine:
             while waiting and not stop.is_set() and time.monotonic() < ends:
                 arrived: list[tuple[int, Reply]] = []
                 with _database_may_be_busy():
-                    post.send(self.online())
+                    # In this order: whose answer has come is not taken for one that got nothing.
                     arrived.extend(post.take())
+                    post.send(self.online())
                     run.heartbeat()
                 for node, reply in arrived:
                     on_reply(node, reply)
