@@ -75,7 +75,7 @@ PARTS: Final = {
     "kills": Part(
         program="benchmarks/reliability_kills.py",
         arguments=("--kills", "300", "--minutes", "12"),
-        short=("--kills", "4", "--gap", "1", "--minutes", "0.4"),
+        short=("--kills", "4", "--gap", "1", "--minutes", "0.4", "--deadline", "0.5"),
         minutes=17,
         why="kill -9 at random while rounds run",
     ),
@@ -171,7 +171,7 @@ def table(found: dict[str, dict[str, Any]], left_out: dict[str, str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; exit 1 when one was left out."""
     parser = argparse.ArgumentParser(description="What a federation survives.")
-    parser.add_argument("--short", action="store_true", help="small sizes: about a minute")
+    parser.add_argument("--short", action="store_true", help="small sizes: a minute or two")
     parser.add_argument("--only", nargs="+", choices=[*PARTS, "tests"], default=[*PARTS, "tests"])
     parser.add_argument("--out", type=Path, default=Path("reliability.json"))
     arguments = parser.parse_args(argv)

@@ -16,24 +16,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import grpc
 import psutil
 
 # Run as a script, this file's own folder comes first and its files pass for packages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.reliability_many import import_pivot
-from benchmarks.reliability_witness import Witness, double_fused, lost, promises
+from benchmarks.reliability_witness import Witness, double_fused, lost, patiently, promises
 from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
 from cofuse.sdk import Coordinator, Round
-from protos.errors import RemoteError
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec, TrainingSpec
 
@@ -50,7 +48,6 @@ START_S: Final = 120.0
 DEADLINE_MINUTES: Final = 4.0
 LATE_S: Final = 30.0
 """After its deadline a round has ended, one way or the other."""
-_T = TypeVar("_T")
 
 
 class KillsError(RuntimeError):
@@ -68,11 +65,16 @@ class _Found:
 
 
 def measure(
-    kills: int, *, seed: int = 0, gap_s: float = GAP_S, minutes: float = MINUTES
+    kills: int,
+    *,
+    seed: int = 0,
+    gap_s: float = GAP_S,
+    minutes: float = MINUTES,
+    deadline_minutes: float = DEADLINE_MINUTES,
 ) -> dict[str, Any]:
     """Kill so many processes while rounds run; return what was lost, doubled or half.
 
-    Args: minutes: no further kills after so long.
+    Args: minutes: no further kills after so long. deadline_minutes: of each round.
 
     Raises: KillsError, FederationError when a process ends by itself.
     """
@@ -85,13 +87,13 @@ def measure(
             with _witness(federation, work) as witness, federation.connect("researcher") as sdk:
                 ends = time.monotonic() + minutes * 60
                 while found.kills.total() < kills and time.monotonic() < ends:
-                    _patiently(lambda: _keep_busy(sdk, work, dice))
+                    patiently(lambda: _keep_busy(sdk, work, dice, deadline_minutes))
                     Event().wait(dice.expovariate(1 / gap_s))
                     found.promised |= promises(work, HOSPITALS)
                     _kill_one(federation, plans, dice, found)
-                rounds = _come_to_rest(sdk)
+                rounds = _come_to_rest(sdk, deadline_minutes)
                 found.promised |= promises(work, HOSPITALS)
-                _patiently(witness.look_again)
+                patiently(witness.look_again)
             return _figures(found, witness, rounds, work)
 
 
@@ -151,7 +153,7 @@ def _witness(federation: Federation, work: Path) -> Iterator[Witness]:
         witness.stop()
 
 
-def _keep_busy(sdk: Coordinator, work: Path, dice: random.Random) -> None:
+def _keep_busy(sdk: Coordinator, work: Path, dice: random.Random, deadline_minutes: float) -> None:
     """Keep so many rounds in flight; each has a seed of its own, so no two are the same work."""
     for _ in range(IN_FLIGHT - sum(not one.final for one in sdk.rounds())):
         spec = RoundSpec(
@@ -163,7 +165,7 @@ def _keep_busy(sdk: Coordinator, work: Path, dice: random.Random) -> None:
             prompts="prompts.jsonl",
             top_k=4,
             training=TrainingSpec(steps=2, batch_size=2, seq_len=32, lr=1e-3, warmup_steps=0),
-            deadline_minutes=DEADLINE_MINUTES,
+            deadline_minutes=deadline_minutes,
             seed=dice.randrange(2**31),
         )
         sdk.submit(spec, folder=work / "public")
@@ -217,30 +219,15 @@ def _alive(federation: Federation) -> dict[str, list[psutil.Process]]:
     return found
 
 
-def _come_to_rest(sdk: Coordinator) -> list[Round]:
+def _come_to_rest(sdk: Coordinator, deadline_minutes: float) -> list[Round]:
     """Wait until every round has ended, for as long as it may take; return them all."""
-    ends = time.monotonic() + DEADLINE_MINUTES * 60 + LATE_S
+    ends = time.monotonic() + deadline_minutes * 60 + LATE_S
     while time.monotonic() < ends:
-        rounds = _patiently(sdk.rounds)
+        rounds = patiently(sdk.rounds)
         if all(one.final for one in rounds):
             break
         Event().wait(0.5)
     return rounds
-
-
-def _patiently(call: Callable[[], _T]) -> _T:
-    """Repeat while the coordinator is away: it is being started again."""
-    ends = time.monotonic() + START_S
-    while True:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > ends:
-                raise
-        except RemoteError as error:
-            if error.error_id != "unreachable" or time.monotonic() > ends:
-                raise
-        Event().wait(0.2)
 
 
 def _figures(
@@ -273,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--gap", type=float, default=GAP_S, help="mean seconds between kills")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="kill for so long at most")
+    parser.add_argument("--deadline", type=float, default=DEADLINE_MINUTES, help="minutes a round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, last")
     arguments = parser.parse_args(argv)
@@ -282,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             gap_s=arguments.gap,
             minutes=arguments.minutes,
+            deadline_minutes=arguments.deadline,
         )
     except (KillsError, FederationError) as error:
         sys.stderr.write(f"{error}\n")

@@ -7,10 +7,11 @@ on, through the same door as a researcher's.
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 
@@ -19,6 +20,9 @@ from protos.chunks import sha256_of
 from protos.errors import RemoteError
 
 LOOK_S: Final = 0.1
+AWAY_S: Final = 120.0
+"""For how long a coordinator may be away before that is an error."""
+_T = TypeVar("_T")
 Promise = tuple[str, str, str]
 """(round, participant, sha256)."""
 
@@ -65,6 +69,21 @@ def double_fused(
 def _committed(database: sqlite3.Connection) -> dict[tuple[str, str], str]:
     query = "SELECT round_id, participant, sha256 FROM contributions WHERE status = 'committed'"
     return {(row[0], row[1]): row[2] for row in database.execute(query)}
+
+
+def patiently(call: Callable[[], _T]) -> _T:
+    """Repeat while the coordinator is away: it is being started again."""
+    ends = time.monotonic() + AWAY_S
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > ends:
+                raise
+        except RemoteError as error:
+            if error.error_id != "unreachable" or time.monotonic() > ends:
+                raise
+        threading.Event().wait(0.2)
 
 
 class Witness:
