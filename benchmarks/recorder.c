@@ -1,6 +1,7 @@
 /* Writes down every change that a program makes below one folder, in order, with the bytes.
 
-   Loaded before the C library (LD_PRELOAD), told by the environment:
+   Loaded before the C library (LD_PRELOAD). It begins when the program calls cofuse_recorder_start,
+   or at once when the environment says
      COFUSE_RECORDER_ROOT  the folder, empty at the start
      COFUSE_RECORDER_LOG   the file of records, outside of it
      COFUSE_RECORDER_FAIL  "NUMBER ERRNO": the NUMBER-th change (from 0) fails with ERRNO. ENOSPC
@@ -135,19 +136,26 @@ static int refused(char kind) {
     return errno;
 }
 
+/* Record this process from now on. Args: as in the environment; error 0: nothing fails. */
+void cofuse_recorder_start(const char *folder, const char *log, long at, int error) {
+    int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
+    struct place top = {.name = ""};
+    if (!realpath(folder, root) || stat(root, &top.status)) return;
+    root_length = strlen(root);
+    recorded = getpid();
+    fail_at = at, fail_with = error;
+    log_handle = syscall(SYS_openat, AT_FDCWD, log, flags, 0600);
+    if (log_handle >= 0) put_name('d', &top);
+}
+
 __attribute__((constructor)) static void start(void) {
     const char *folder = getenv("COFUSE_RECORDER_ROOT"), *log = getenv("COFUSE_RECORDER_LOG");
     const char *fail = getenv("COFUSE_RECORDER_FAIL");
+    long at = 0;
+    int error = 0;
     unsetenv("LD_PRELOAD");
-    if (!folder || !log || !realpath(folder, root)) return;
-    root_length = strlen(root);
-    recorded = getpid();
-    if (fail) sscanf(fail, "%ld %d", &fail_at, &fail_with);
-    struct stat status;
-    if (stat(root, &status)) return;
-    int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
-    log_handle = syscall(SYS_openat, AT_FDCWD, log, flags, 0600);
-    if (log_handle >= 0) put('d', status.st_ino, 0, "", "", NULL, 0);
+    if (fail) sscanf(fail, "%ld %d", &at, &error);
+    if (folder && log) cofuse_recorder_start(folder, log, at, error);
 }
 
 /* For the recorded program itself: a line of its own between the changes. */
