@@ -10,6 +10,7 @@ leave both names, never none; a folder's changes are single names. Times, owners
 out, and a hole in a file reads as zeros, never as somebody's old bytes.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,23 @@ class Disk:
             return files[id(file)]
 
         return _tree(self._root, entries, content)
+
+    def reopened(self, folder: Path) -> "Disk":
+        """A copy that goes on in `folder`, which holds everything(): a process was killed.
+
+        What it had not synced still is not, though the next process finds it.
+        """
+        disk = copy.deepcopy(self)
+        disk._nodes = {folder.lstat().st_ino: disk._root}
+
+        def visit(node: _Folder, at: Path) -> None:
+            for name, child in node.written.items():
+                disk._nodes[(at / name).lstat().st_ino] = child
+                if isinstance(child, _Folder):
+                    visit(child, at / name)
+
+        visit(disk._root, folder)
+        return disk
 
     def _make(self, change: Change, node: _Node) -> None:
         self._nodes[change.file] = node

@@ -134,13 +134,16 @@ def record_call(
     *,
     fail: tuple[int, int] | None = None,
     timeout_s: int = 120,
+    resumed: bool = False,
 ) -> Recording:
     """As record(), for a function that returns an exit code: it runs in a fork of this process.
 
     A fork starts in a hundredth of the time that a program takes with its imports. It ends like
     a killed one: nothing is closed or written after the call.
+    Args: resumed: the folder holds files already, which Disk.reopened() knows.
     """
-    _refuse_files_in(folder)
+    if not resumed:
+        _refuse_files_in(folder)
     at, error = fail or (0, 0)
     with tempfile.TemporaryDirectory() as outside:
         log, said = Path(outside) / "log", Path(outside) / "said"

@@ -279,6 +279,19 @@ def test_a_removed_file_may_come_back_until_its_folder_is_synced() -> None:
     assert outcomes([*removed, SYNC_ALL[0]]) == {("x", "x/b")}
 
 
+def test_what_a_killed_process_left_is_no_safer_for_being_found(tmp_path: Path) -> None:
+    killed = replayed([*START, *SYNC_ALL, Change(kind="w", file=FILE, data=b"1")])
+    write_tree(killed.everything(), tmp_path)
+    disk = killed.reopened(tmp_path)
+    inode = (tmp_path / "a").stat().st_ino
+    disk.apply(Change(kind="w", file=inode, offset=1, data=b"2"))
+    assert disk.everything()["a"] == b"12"
+    assert disk.synced()["a"] == killed.synced()["a"] == b""
+    disk.apply(Change(kind="f", file=inode))
+    assert disk.synced()["a"] == b"12"
+    assert killed.everything()["a"] == b"1"
+
+
 def test_a_tree_is_written_as_it_is_read(tmp_path: Path) -> None:
     tree = {"x": None, "x/b": b"1", "a": b"", "x/y": None, "x/y/c": bytes(600)}
     write_tree(tree, tmp_path)
