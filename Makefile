@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check setup format protos docs benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu clean
+.PHONY: demo test test-slow check setup format protos docs benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer clean
 
 demo: .venv/.ok  ## a whole federation on this machine
 	$(BIN)/cofuse demo $(DEMO_ARGS)
@@ -30,7 +30,7 @@ protos: .venv/.ok  ## make the stubs from the .proto files
 	$(BIN)/python -m protos.generate
 
 docs: .venv/.ok  ## the pages that are drawn from code
-	$(BIN)/python -m coordinator.rounds > docs/rounds.md
+	$(BIN)/python -m coordinator.rounds_page > docs/rounds.md
 
 benchmark: .venv/.ok  ## the comparison of docs/results.md, up to 40 minutes
 	$(BIN)/python benchmarks/fusion.py --json
@@ -40,6 +40,9 @@ benchmark-fusion-cost: .venv/.ok  ## what a fusion step and an extraction cost, 
 
 benchmark-fusion-real: .venv/.ok  ## a real pretrained model (docs/results-real.md), up to an hour
 	$(BIN)/python benchmarks/fusion_real.py --json
+
+benchmark-transfer: .venv/.ok  ## how fast files go in and out, against a bare gRPC stream
+	$(BIN)/python benchmarks/transfer.py --json
 
 benchmark-fp8: .venv/.ok  ## the figures of docs/fp8.md, about six minutes
 	$(BIN)/python benchmarks/fp8.py

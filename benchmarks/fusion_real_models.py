@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from benchmarks.fusion_real_data import MissingPackageError, locate, remedy
-from fusion.byte_tables import byte_table
+from fusion.byte_tables import TokenizerError, byte_table
 from fusion.models import EOS, encode_text, eos_id, load_model, save_model
 
 Made = tuple[PreTrainedModel, PreTrainedTokenizerFast]
@@ -196,7 +196,7 @@ def pieces_of(
             continue
         try:
             found.append(tuple(encode_text(old, piece.decode())) if piece else ())
-        except UnicodeDecodeError:  # part of a character
+        except (UnicodeDecodeError, TokenizerError):  # part of a character, or a byte unknown to it
             found.append(tuple(by_bytes[bytes([b])] for b in piece if bytes([b]) in by_bytes))
     return found
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cofuse.commands import coordinators, fp8, fuse, participants, pivots, rounds
+from cofuse.commands import coordinators, fp8, fuse, participants, pivots, recurring, rounds
 
 app = typer.Typer(
     name="cofuse",
@@ -21,11 +21,13 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last 
 
 
 app.add_typer(rounds.app, name="round")
+app.add_typer(recurring.app, name="recurring")
 app.add_typer(pivots.app, name="pivot")
 app.add_typer(coordinators.app, name="coordinator")
 app.add_typer(participants.app, name="participant")
 app.add_typer(fp8.app, name="fp8")
 app.command()(fuse.fuse)
+app.command()(rounds.why)
 
 
 @app.command()

@@ -80,7 +80,7 @@ def fuse_locally(checked: "Checked", work: Path, *, workers: int, on_event: OnEv
         scored = {row.name: row.scores for row in wanted if row.scores is not None}
         job = replace(job, reports={n: _report(p) for n, p in scored.items() if p.exists()})
         try:
-            run_job(job, on_event=on_event, should_stop=lambda: False)
+            run_job(job, on_event=on_event)
         except JobFailedError as error:
             status = str(error).partition(":")[0]
             log = job.directory / "stderr.log"

@@ -25,7 +25,9 @@ from protos.spec import (
 
 LOCAL_PIVOT: Final = "pivot-0"
 """What a round spec calls its pivot; a local fusion's is a folder and has no such name."""
-FEDERATED: Final = ("participants", "kind", "quorum", "deadline_minutes", "grow", "rehearse")
+FEDERATED: Final = (
+    *("participants", "kind", "quorum", "deadline_minutes", "fusion_minutes", "grow", "rehearse"),
+)
 """Keys of a round that a local fusion has no use for."""
 UNTRAINED: Final = {"steps": 1, "lr": 1e-6}
 """Fills RoundSpec.training for a merge, which trains nothing."""

@@ -17,17 +17,21 @@ from typing import Any, Final
 
 import grpc
 
-from protos.chunks import put_requests, sha256_of
-from protos.errors import RemoteError, remote_errors
+from protos.chunks import sha256_of
+from protos.errors import remote_errors
 from protos.messages import FileRef
 from protos.public_sets import read_evals, read_prompts
+from protos.recurring import RecurringSpec
 from protos.spec import RoundSpec
 from protos.tls import TlsFiles, dial
+from protos.transfer import Transfer
+from protos.v1 import recurring_pb2, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2
 from protos.v1 import research_pb2 as pb
-from protos.v1 import research_pb2_grpc, transfer_pb2, transfer_pb2_grpc
 
 FINAL: Final = frozenset({"PUBLISHED", "REJECTED", "FAILED", "CANCELLED", "EXPIRED"})
 _RECONNECT_S: Final = 0.5
+_PATIENCE_S: Final = 30.0
+"""Somebody waits at the screen: a transfer on which nothing moves is given up earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,36 @@ class Pivot:
     evals: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found out about a name, and what helps."""
+
+    says: str
+    do: str
+    """Empty: nothing needs to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recurring:
+    """Rounds by the calendar."""
+
+    recurring_id: str
+    state: str
+    due_unix_ms: int
+    last_round_id: str
+    detail: str
+    """What it waits for, or who stopped it."""
+    spec: RecurringSpec
+
+
 class Coordinator:
     """A connection under one identity. Every call repeats safely."""
 
     def __init__(self, address: str, *, ca: Path, certificate: Path, key: Path) -> None:
         self._channel = dial(address, TlsFiles(ca=ca, certificate=certificate, key=key))
         self._research = research_pb2_grpc.ResearchStub(self._channel)
-        self._transfer = transfer_pb2_grpc.TransferStub(self._channel)
+        self._recurring = recurring_pb2_grpc.RecurringStub(self._channel)
+        self._transfer = Transfer(self._channel, patience_s=_PATIENCE_S)
 
     def __enter__(self) -> "Coordinator":
         return self
@@ -109,6 +136,41 @@ class Coordinator:
             the same round; default: a new one.
         Raises: RemoteError, PublicSetError.
         """
+        request = pb.SubmitRoundRequest(
+            spec_json=self._pinned(spec, folder).model_dump_json(),
+            request_id=request_id or uuid.uuid4().hex,
+        )
+        with remote_errors():
+            return str(self._research.SubmitRound(request).round_id)
+
+    def start_recurring(
+        self, spec: RecurringSpec, *, folder: Path = Path(), request_id: str = ""
+    ) -> str:
+        """Make rounds by the calendar from now on (operators); return the recurring spec's id.
+
+        Args, Raises: as submit().
+        """
+        pinned = spec.model_copy(update={"round": self._pinned(spec.round, folder)})
+        request = recurring_pb2.StartRecurringRequest(
+            spec_json=pinned.model_dump_json(), request_id=request_id or uuid.uuid4().hex
+        )
+        with remote_errors():
+            return str(self._recurring.StartRecurring(request).recurring_id)
+
+    def recurring(self) -> list[Recurring]:
+        """Return all recurring specs, oldest first."""
+        with remote_errors():
+            reply = self._recurring.ListRecurring(recurring_pb2.ListRecurringRequest())
+        return [_recurring(row) for row in reply.recurring]
+
+    def stop_recurring(self, recurring_id: str) -> Recurring:
+        """Make no more rounds of it (operators); one that is open goes on."""
+        request = recurring_pb2.StopRecurringRequest(recurring_id=recurring_id)
+        with remote_errors():
+            return _recurring(self._recurring.StopRecurring(request))
+
+    def _pinned(self, spec: RoundSpec, folder: Path) -> RoundSpec:
+        """Upload the files that a spec names; return it with their digests instead."""
         pinned = {}
         readers: dict[str, tuple[Callable[[Path], Any], transfer_pb2.ArtifactKind]] = {
             "prompts": (read_prompts, transfer_pb2.PROMPTS),
@@ -120,12 +182,7 @@ class Coordinator:
                 path = folder / value
                 read(path)  # its errors name file and line, which the other side cannot
                 pinned[field] = f"sha256:{self.upload(path, kind)}"
-        request = pb.SubmitRoundRequest(
-            spec_json=spec.model_copy(update=pinned).model_dump_json(),
-            request_id=request_id or uuid.uuid4().hex,
-        )
-        with remote_errors():
-            return str(self._research.SubmitRound(request).round_id)
+        return spec.model_copy(update=pinned)
 
     def approve(self, round_id: str) -> Round:
         """Let a submitted round run (operators)."""
@@ -147,6 +204,12 @@ class Coordinator:
         with remote_errors():
             reply = self._research.ListRounds(pb.ListRoundsRequest())
         return [_round(row) for row in reply.rounds]
+
+    def why(self, name: str) -> list[Finding]:
+        """Say why a round, participant, pivot or recurring spec is as it is; first things first."""
+        with remote_errors():
+            reply = self._research.Why(pb.WhyRequest(name=name))
+        return [Finding(row.says, row.do) for row in reply.findings]
 
     def watch(self, round_id: str, *, after_seq: int = 0) -> Iterator[Event]:
         """Yield the round's events until it is final, across restarts of the coordinator."""
@@ -172,7 +235,7 @@ class Coordinator:
         return self.round(round_id)
 
     def participants(self) -> dict[str, bool]:
-        """Return name -> whether its engine is connected."""
+        """Return name -> whether it attends."""
         with remote_errors():
             reply = self._research.ListParticipants(pb.ListParticipantsRequest())
         return {row.name: row.online for row in reply.participants}
@@ -205,32 +268,14 @@ class Coordinator:
         """Write a pivot's files to `folder`, checking each digest; return the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.pivot(name).files:
-            self._download(file, folder / file.name)
+            self._transfer.get(file, folder)
         return folder
 
     def upload(self, path: Path, kind: transfer_pb2.ArtifactKind) -> str:
         """Put a file unless it is there; return its sha256. A broken upload resumes."""
         sha256 = sha256_of(path)
-        with remote_errors():
-            status = self._transfer.Stat(transfer_pb2.StatRequest(sha256=sha256))
-            if not status.complete:
-                self._transfer.Put(put_requests(path, sha256, kind, status.received_bytes))
+        self._transfer.put(path, sha256, kind)
         return sha256
-
-    def _download(self, file: FileRef, path: Path) -> None:
-        if path.exists() and sha256_of(path) == file.sha256:
-            return
-        partial = path.with_name(path.name + ".partial")
-        with remote_errors(), partial.open("wb") as out:
-            for chunk in self._transfer.Get(transfer_pb2.GetRequest(sha256=file.sha256)):
-                out.write(chunk.data)
-        found = sha256_of(partial)
-        if found != file.sha256:
-            partial.unlink()
-            raise RemoteError(
-                "wrong_digest", f"{file.name}: found {found}, wanted {file.sha256}; pull it again"
-            )
-        partial.rename(path)
 
 
 def _round(row: pb.Round) -> Round:
@@ -250,6 +295,17 @@ def _round(row: pb.Round) -> Round:
             )
             for part in row.contributions
         ),
+    )
+
+
+def _recurring(row: recurring_pb2.RecurringRounds) -> Recurring:
+    return Recurring(
+        recurring_id=row.recurring_id,
+        state=row.state,
+        due_unix_ms=row.due_unix_ms,
+        last_round_id=row.last_round_id,
+        detail=row.detail,
+        spec=RecurringSpec.model_validate_json(row.spec_json),
     )
 
 

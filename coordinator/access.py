@@ -1,12 +1,9 @@
-"""Who may call what: one table, deny by default, enforced before a request is parsed."""
+"""Who may call what: one table, deny by default. coordinator/serving.py holds every call to it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-import grpc
-from google.protobuf.message import DecodeError
-
-from protos.errors import CofuseError, abort
+from protos.errors import CofuseError
 from protos.v1 import transfer_pb2
 from trust.ca import Identity, IdentityError, identity_of
 
@@ -17,6 +14,7 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Transfer/Put": _ALL,
     "/cofuse.v1.Transfer/Get": _ALL,
     "/cofuse.v1.Fleet/Join": frozenset({"participant"}),
+    "/cofuse.v1.Fleet/Attend": frozenset({"participant"}),
     "/cofuse.v1.Fleet/CommitContribution": frozenset({"participant"}),
     "/cofuse.v1.Research/SubmitRound": _RESEARCH,
     "/cofuse.v1.Research/ApproveRound": frozenset({"operator"}),
@@ -28,6 +26,14 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Research/ImportPivot": frozenset({"operator"}),
     "/cofuse.v1.Research/GetPivot": _RESEARCH,
     "/cofuse.v1.Research/ListPivots": _RESEARCH,
+    # An operator's alone: the rounds it makes are approved.
+    "/cofuse.v1.Recurring/StartRecurring": frozenset({"operator"}),
+    "/cofuse.v1.Recurring/StopRecurring": frozenset({"operator"}),
+    "/cofuse.v1.Recurring/ListRecurring": _RESEARCH,
+    "/cofuse.v1.Research/Why": _RESEARCH,
+    "/grpc.health.v1.Health/Check": _ALL,
+    # Each holds a thread for as long as it likes.
+    "/grpc.health.v1.Health/Watch": frozenset({"operator"}),
 }
 PUT_ROLES: Final[Mapping[str, frozenset[str]]] = {
     "PROMPTS": _RESEARCH,
@@ -71,47 +77,12 @@ def kind_name(kind: int, role: str) -> str:
     return name
 
 
-class RoleInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """Refuses every RPC that the table does not grant to the caller's role.
+def require_role(method: str, context: Any) -> Identity:
+    """The caller, if the table grants the method to its role.
 
-    The request's bytes are parsed only after that: who may not call is not read.
+    Raises: CofuseError no_identity or not_allowed.
     """
-
-    def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
-        """Wrap the handler with the check; unknown methods stay unknown."""
-        handler = continuation(details)
-        if handler is None:
-            return None
-        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-        kind = next(name for name in kinds if getattr(handler, name))
-        behaviour, streams = getattr(handler, kind), kind.startswith("stream")
-
-        def call(raw: Any, context: Any) -> Any:
-            try:
-                _require_role(details.method, context)
-                parse = handler.request_deserializer
-                request = _parsed(raw, parse) if streams else _parse(raw, parse)
-            except CofuseError as error:
-                abort(context, error)
-            return behaviour(request, context)
-
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(call, response_serializer=handler.response_serializer)
-
-
-def _require_role(method: str, context: Any) -> None:
     who = caller(context)
     if who.role not in ROLES.get(method, frozenset()):
         raise CofuseError("not_allowed", f"{method} is not for the role {who.role}")
-
-
-def _parse(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
-    try:
-        return parse(raw)
-    except DecodeError as error:
-        raise CofuseError("bad_request", "found bytes that are no message of this call") from error
-
-
-def _parsed(raw: Iterator[bytes], parse: Callable[[bytes], Any]) -> Iterator[Any]:
-    for message in raw:
-        yield _parse(message, parse)
+    return who

@@ -1,13 +1,20 @@
 """What participants ask. The caller is its certificate; the file is checked before it counts."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from safetensors import safe_open
 
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
+from coordinator.clock import now_unix_ms
 from coordinator.engine import Engine
+from coordinator.limits import Rates
+from coordinator.presence import BEAT_S, Presence, Seen
+from coordinator.rounds import State
 from coordinator.store import Store
 from fusion.codec import check_asked, check_logits
 from fusion.contribution import ContributionError
@@ -19,21 +26,31 @@ from protos.v1 import fleet_pb2 as pb
 from protos.v1 import fleet_pb2_grpc
 from trust.ca import public_key_bytes
 
+MISSED_BEATS: Final = 3
+"""An attendance ends when this many beats in a row did not come."""
+BEATS_PER_S: Final = 5.0
+BEATS_BURST: Final = 100.0
+MAX_WORKING: Final = 16
+MAX_TEXT: Final = 40
+
 
 class FleetService(fleet_pb2_grpc.FleetServicer):
-    """Join and CommitContribution."""
+    """Join, Attend and CommitContribution."""
 
     def __init__(
         self,
         store: Store,
         artifacts: Artifacts,
         engine: Engine,
+        presence: Presence,
         *,
         engine_advertise: str | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._engine = engine
+        self._presence = presence
+        self._joined: set[str] = set()
         self._engine_advertise = engine_advertise
 
     def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinReply:
@@ -42,10 +59,52 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             name = caller(context).name
             key = public_key_bytes(context.auth_context()["x509_pem_cert"][0])
             self._store.upsert_participant(name, self._engine.register(name, key), key)
+            self._joined.add(name)
             address = self._engine_advertise or self._engine.public_address
             return pb.JoinReply(engine_address=address)
         except CofuseError as error:
             abort(context, error)
+
+    async def Attend(
+        self, requests: AsyncIterator[pb.Beat], context: Any
+    ) -> AsyncIterator[pb.Summons]:
+        """Keep the roll: take beats, and say what has changed for the caller."""
+        name = caller(context).name
+        if name not in self._joined:
+            self._joined |= set(await asyncio.to_thread(self._store.participants))
+        if name not in self._joined:
+            raise CofuseError("not_joined", f"{name!r} attends but has not joined")
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        attendance = self._presence.arrive(name, lambda: _tell(loop, news))
+        beats = asyncio.create_task(self._take_beats(name, requests))
+        told = None
+        try:
+            while self._presence.current(name, attendance) and not beats.done():
+                news.clear()
+                call = self._presence.call(name)
+                if call != told:
+                    told = call
+                    yield pb.Summons(
+                        summoned=call.summoned,
+                        ended_rounds=sorted(call.ended),
+                        beat_interval_s=BEAT_S,
+                    )
+                await _news_or(beats, news)
+            if beats.done():
+                beats.result()
+        finally:
+            beats.cancel()
+            self._presence.leave(name, attendance)
+
+    async def _take_beats(self, name: str, requests: AsyncIterator[pb.Beat]) -> None:
+        """Read until the caller closes its side or falls silent."""
+        silence_s, rates = BEAT_S * MISSED_BEATS, Rates(BEATS_PER_S, BEATS_BURST)
+        with contextlib.suppress(StopAsyncIteration, TimeoutError):
+            while True:
+                beat = await asyncio.wait_for(anext(requests), silence_s)
+                if not rates.take(name):
+                    raise CofuseError("too_many_calls", "found too many beats a second")
+                self._presence.beat(name, _seen(beat))
 
     def CommitContribution(self, request: pb.CommitRequest, context: Any) -> pb.Receipt:
         """Validate the uploaded file whole and count it. The receipt comes after the disk."""
@@ -56,6 +115,10 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             if owned is None or not self._artifacts.has(request.sha256):
                 raise CofuseError(
                     "unknown_artifact", f"you have uploaded no file {request.sha256[:80]}"
+                )
+            if request.size_bytes != owned[1]:
+                raise CofuseError(
+                    "bad_request", f"size_bytes: found {request.size_bytes}, wanted {owned[1]}"
                 )
             spec = RoundSpec.model_validate_json(row.spec_json)
             self._check(self._artifacts.path(request.sha256), spec)
@@ -100,6 +163,59 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         return next(
             f.sha256 for f in self._store.pivot(pivot).files if f.name == "model.safetensors"
         )
+
+
+def waited_for(store: Store, round_id: str) -> frozenset[str]:
+    """Participants whose work a round still takes; nobody when it is over or unknown."""
+    try:
+        if store.round(round_id).state is not State.COLLECTING:
+            return frozenset()
+    except CofuseError:
+        return frozenset()
+    return frozenset(part.participant for part in store.contributions(round_id))
+
+
+async def _news_or(task: "asyncio.Task[None]", news: asyncio.Event) -> None:
+    """Wait for either."""
+    woken = asyncio.create_task(news.wait())
+    try:
+        await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        woken.cancel()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
+    # A last notice may come when the coordinator is stopping and the loop is gone.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(news.set)
+
+
+def _seen(beat: pb.Beat) -> Seen:
+    """The beat, checked.
+
+    Raises: CofuseError bad_request.
+    """
+    texts = [beat.software_version, *beat.working_rounds]
+    if any(len(text) > MAX_TEXT or not text.isprintable() for text in texts):
+        raise CofuseError("bad_request", f"found a text that is not {MAX_TEXT} plain characters")
+    if len(beat.working_rounds) > MAX_WORKING:
+        raise CofuseError(
+            "bad_request",
+            f"working_rounds: found {len(beat.working_rounds)}, wanted at most {MAX_WORKING}",
+        )
+    now = now_unix_ms()
+    finished = max(0, now - beat.expert_age_s * 1000) if beat.expert_version else 0
+    return Seen(
+        software_version=beat.software_version,
+        clock_skew_ms=beat.clock_unix_ms - now,
+        free_disk_bytes=beat.free_disk_bytes,
+        paused=beat.paused,
+        expert_version=beat.expert_version,
+        expert_steps=beat.expert_steps,
+        expert_unix_ms=finished,
+        working=frozenset(beat.working_rounds),
+        seen_unix_ms=now,
+    )
 
 
 def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:

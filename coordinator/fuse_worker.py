@@ -5,6 +5,8 @@ says so, measures every model, and lays the pivot directory down by one rename. 
 worker has finished is kept: runs have checkpoints, finished runs are not repeated.
 """
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -12,13 +14,14 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from coordinator.fuse_job import FuseJob
+from coordinator.fuse_job import TRY_AGAIN, FuseJob
 from coordinator.fusion_runs import CONTROLS, WITHOUT, Run, plan, settings_of
 from coordinator.merging import copies_as_deltas, write_merged
 from coordinator.pivot_card import canonical, model_card, sums
@@ -219,7 +222,20 @@ def _whole(final: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     write(partial)
+    # A folder is believed once it has its name, so after a power cut no file in it may be short.
+    for path in (*partial.rglob("*"), partial):
+        if not path.is_symlink():
+            _sync(path)
     partial.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _teller(run: str) -> Callable[[Progress], None]:
@@ -246,8 +262,21 @@ def main(argv: list[str]) -> int:
     die_with_parent()
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     torch.set_num_threads(1)
-    job = FuseJob.load(Path(argv[0]))
-    work(replace(job, contributions=dict(sorted(job.contributions.items()))))
+    folder = Path(argv[0])
+    with (folder / "lock").open("w") as lock:
+        # An older worker that is still dying has it, and so have its children: one at a time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        job = FuseJob.load(folder)
+        try:
+            work(replace(job, contributions=dict(sorted(job.contributions.items()))))
+        except BrokenProcessPool:
+            sys.stderr.write("a training run was killed; the machine may lack memory\n")
+            return TRY_AGAIN
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            sys.stderr.write(f"the disk is full: free some of it ({folder})\n")
+            return TRY_AGAIN
     return 0
 
 

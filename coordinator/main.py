@@ -2,33 +2,39 @@
 
 import contextlib
 import json
-import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
 
-import grpc
+from grpc_health.v1 import health_pb2_grpc
 
-from coordinator.access import RoleInterceptor
-from coordinator.artifacts import Artifacts
+from coordinator.artifacts import Artifacts, open_artifacts
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.engine import Engine, EngineConfig
-from coordinator.fleet_service import FleetService
+from coordinator.figures import Figures
+from coordinator.fleet_service import FleetService, waited_for
+from coordinator.health import Health, HealthService
+from coordinator.ops_http import OpsServer
+from coordinator.presence import Presence
+from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
+from coordinator.serving import GrpcServer
 from coordinator.store import Store
+from coordinator.store_errors import StoreError
 from coordinator.transfer_service import TransferService
+from coordinator.upkeep import Upkeep
+from protos import logs, systemd
 from protos.config import ConfigError
 from protos.process import die_with_parent, on_stop_signal
-from protos.tls import SERVER_OPTIONS, server_credentials
-from protos.v1 import fleet_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
+from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
 
-_RPC_THREADS: Final = 64
-"""A watcher holds one while it watches."""
+_LOG = logs.logger("coordinator.main")  # also when this file is the program
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +43,78 @@ class Running:
 
     address: str
     engine_address: str
+    ops_address: str
     scheduler: Scheduler
+    store: Store
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the services share."""
+
+    config: CoordinatorConfig
+    store: Store
+    artifacts: Artifacts
+    engine: Engine
+    presence: Presence
+    health: Health
 
 
 @contextlib.contextmanager
 def serving(config: CoordinatorConfig) -> Iterator[Running]:
-    """Wire everything, serve until the block ends, stop in order."""
-    config.data_dir.mkdir(parents=True, exist_ok=True)
-    store = Store.at(config.data_dir / "coordinator.sqlite")
-    artifacts = Artifacts(config.data_dir / "artifacts")
+    """Wire everything, serve until the block ends, stop in order.
+
+    It stops by first saying that it is not ready, then taking no new call, then letting the open
+    ones go on for config.drain_seconds; the monitoring port answers to the end.
+
+    Raises: ConfigError when a port, a file or the folder of the configuration cannot be used.
+    """
+    with ExitStack() as stack:
+        with _told("tls"):
+            config.tls.files().read()  # its errors name the file; the libraries' do not
+        with _told("data_dir"):
+            config.data_dir.mkdir(parents=True, exist_ok=True)
+        with _told("artifacts"):
+            artifacts = open_artifacts(config.data_dir, config.artifacts)
+        with _told("store"):
+            store = Store(config.store_url(), lead=True, backups=config.data_dir)
+        stack.callback(store.close)
+        upkeep = Upkeep(artifacts, store, config.data_dir / "artifacts" / "scrubbed")
+        upkeep.start()
+        stack.callback(upkeep.stop)
+        with _told("engine_listen"):
+            engine = _engine(config)
+            engine.start()
+        stack.callback(engine.stop)
+        presence = Presence(lambda round_id: waited_for(store, round_id), wave=config.wave)
+        scheduler = Scheduler(
+            config.data_dir, store, artifacts, engine, presence, fuse_workers=config.fuse_workers
+        )
+        health = Health(
+            {"database": store.check_writable, "artifacts": artifacts.check_writable},
+            beat=lambda: systemd.notify(systemd.WATCHDOG),
+        )
+        certificates = {"server": config.tls.certificate, "authority": config.tls.ca}
+        figures = Figures(store, config.data_dir, certificates, presence.attending)
+        with _told("ops_listen"):
+            ops = OpsServer(config.ops_listen, health, figures.text)
+        ops.start()
+        stack.callback(ops.stop)
+        server = _server(_Parts(config, store, artifacts, engine, presence, health))
+        roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
+        roll.start()
+        stack.callback(roll.join)
+        health.start()
+        stack.callback(_stop, server, scheduler, presence, health, config.drain_seconds)
+        with _told("listen"):
+            port = server.start()
+        address = f"{config.listen.rpartition(':')[0]}:{port}"
+        yield Running(address, engine.public_address, ops.address, scheduler, store)
+
+
+def _engine(config: CoordinatorConfig) -> Engine:
     host, _, port = config.engine_listen.rpartition(":")
-    engine = Engine(
+    return Engine(
         EngineConfig(
             state_dir=config.data_dir / "engine",
             public_host=host,
@@ -57,63 +124,123 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             key=config.tls.key,
         )
     )
-    engine.start()
-    scheduler = Scheduler(
-        config.data_dir, store, artifacts, engine, fuse_workers=config.fuse_workers
+
+
+def _server(parts: _Parts) -> GrpcServer:
+    """The gRPC server with every service, not started."""
+    config, store, artifacts, engine = parts.config, parts.store, parts.artifacts, parts.engine
+    fleet = FleetService(
+        store, artifacts, engine, parts.presence, engine_advertise=config.engine_advertise
     )
-    server = grpc.server(
-        ThreadPoolExecutor(_RPC_THREADS, thread_name_prefix="rpc"),
-        interceptors=[RoleInterceptor()],
-        options=SERVER_OPTIONS,
-    )
-    fleet = FleetService(store, artifacts, engine, engine_advertise=config.engine_advertise)
-    fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
-    transfer_pb2_grpc.add_TransferServicer_to_server(
-        TransferService(artifacts, store, config.max_upload_bytes), server
-    )
+    transfer = TransferService(artifacts, store, config.max_upload_bytes)
     research = ResearchService(
-        store, artifacts, auto_approve=config.approval == "auto", online=engine.online
+        store,
+        artifacts,
+        auto_approve=config.approval == "auto",
+        online=lambda: _online(store, parts.presence),
+        stopping=parts.health.stopping,
     )
-    research_pb2_grpc.add_ResearchServicer_to_server(research, server)
-    bound = server.add_secure_port(config.listen, server_credentials(config.tls.files()))
-    server.start()
+    recurring = RecurringService(store, research.checked)
+    return GrpcServer(
+        config.listen,
+        config.tls.files(),
+        [
+            partial(fleet_pb2_grpc.add_FleetServicer_to_server, fleet),
+            partial(transfer_pb2_grpc.add_TransferServicer_to_server, transfer),
+            partial(research_pb2_grpc.add_ResearchServicer_to_server, research),
+            partial(recurring_pb2_grpc.add_RecurringServicer_to_server, recurring),
+            partial(health_pb2_grpc.add_HealthServicer_to_server, HealthService(parts.health)),
+        ],
+    )
+
+
+def _online(store: Store, presence: Presence) -> set[int]:
+    """Node ids of the participants that attend."""
+    here = presence.attending()
+    return {row.node_id for name, row in store.participants().items() if name in here}
+
+
+def _stop(
+    server: GrpcServer, scheduler: Scheduler, presence: Presence, health: Health, drain_s: float
+) -> None:
+    began = time.monotonic()
+    systemd.notify(systemd.STOPPING)
+    health.stop()
+    _LOG.info("coordinator.stopping", drain_seconds=drain_s)
+    drain = threading.Thread(target=server.stop, args=(drain_s,), name="drain")
+    drain.start()
+    presence.stop()  # who attends is let go at once; the drain is for work
+    scheduler.stop()
+    drain.join()
+    health.join()
+    _LOG.info("coordinator.stopped", seconds=round(time.monotonic() - began, 3))
+
+
+@contextlib.contextmanager
+def _told(key: str) -> Iterator[None]:
+    """What the system refuses is said as the key of the configuration that asked for it."""
     try:
-        address = f"{config.listen.rpartition(':')[0]}:{bound}"
-        yield Running(address, engine.public_address, scheduler)
-    finally:
-        scheduler.stop()
-        server.stop(grace=1).wait()
-        engine.stop()
+        yield
+    except (OSError, RuntimeError, StoreError) as error:
+        raise ConfigError(f"{key}: {error}; correct it in coordinator.toml") from error
 
 
 def main(argv: list[str]) -> int:
-    """Run the coordinator of one coordinator.toml until SIGTERM or Ctrl-C."""
+    """Run the coordinator of one coordinator.toml until SIGTERM or Ctrl-C.
+
+    Returns: 0 stopped as asked, 1 ended by a fault (the log tells), 2 not started.
+    """
     die_with_parent()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     if len(argv) != 1:
         sys.stderr.write("usage: python -m coordinator.main coordinator.toml\n")
         return 2
     try:
         config = load_config(Path(argv[0]))
+        logs.configure("coordinator", level=config.log_level)
+        return _run(config)
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 2
+    except Exception as error:  # noqa: BLE001 - the one catch-all of the program: one line, status 1
+        _LOG.critical("coordinator.failed", exc_info=error)
+        return 1
+
+
+def _run(config: CoordinatorConfig) -> int:
     stop = threading.Event()
     on_stop_signal(stop.set)
+    faults: list[BaseException] = []
     with serving(config) as running:
+
+        def schedule() -> None:
+            try:
+                running.scheduler.run()
+            except Exception as error:  # noqa: BLE001 - told below; without its loop nothing works
+                faults.append(error)
+            stop.set()
+
+        def give_up(reason: str) -> None:
+            faults.append(RuntimeError(reason))
+            stop.set()
+
+        running.store.database.on_fatal = give_up
         ready = {
             "kind": "ready",
             "address": running.address,
             "engine_address": running.engine_address,
+            "ops_address": running.ops_address,
         }
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
-        loop = threading.Thread(target=running.scheduler.run, name="scheduler")
+        loop = threading.Thread(target=schedule, name="scheduler")
         loop.start()
+        systemd.notify(systemd.READY)
+        _LOG.info("coordinator.ready", **{k: v for k, v in ready.items() if k != "kind"})
         stop.wait()
-        running.scheduler.stop()
-        loop.join()
-    return 0
+    loop.join()
+    for fault in faults:
+        _LOG.critical("coordinator.failed", exc_info=fault)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -2,21 +2,27 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
+from coordinator.clock import now_unix_ms
 from coordinator.rounds import FINAL, Event, IllegalTransitionError
 from coordinator.store import PivotRow, RoundRow, Store
+from coordinator.why import Seen, explain
 from protos.errors import CofuseError, abort
 from protos.messages import FileRef
 from protos.public_sets import PublicSetError, read_evals, read_prompts
-from protos.spec import RoundSpec, SpecError, parse_spec
+from protos.spec import RoundSpec, SpecError, first_message, parse_spec
 from protos.v1 import research_pb2 as pb
 from protos.v1 import research_pb2_grpc
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_IMPORTED = re.compile(r"pivot-(0|[1-9][0-9]{0,5})")  # room above for those made from it
 _WATCH_WAKE_S = 1.0
 
 
@@ -30,20 +36,20 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         *,
         auto_approve: bool,
         online: Callable[[], set[int]],
+        stopping: threading.Event | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._auto_approve = auto_approve
         self._online = online
+        self._stopping = stopping or threading.Event()
 
     def SubmitRound(self, request: pb.SubmitRoundRequest, context: Any) -> pb.Round:
         """Check the spec against what is here, then store it."""
         try:
-            if not _REQUEST_ID.fullmatch(request.request_id):
-                raise CofuseError("bad_request", "request_id: wanted 1..64 of A-Z a-z 0-9 _ -")
-            spec = self._checked(request.spec_json)
+            spec = self.checked(request.spec_json)
             row = self._store.submit_round(
-                request_id=request.request_id,
+                request_id=checked_request_id(request.request_id),
                 submitted_by=caller(context).name,
                 spec_json=spec.model_dump_json(),
                 deadline_ms=int(spec.deadline_minutes * 60_000),
@@ -78,6 +84,8 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         seq = request.after_seq
         while context.is_active():
             try:
+                if self._stopping.is_set():
+                    raise CofuseError("stopping", "the coordinator is stopping")
                 final = self._store.round(request.round_id).state in FINAL
             except CofuseError as error:
                 abort(context, error)
@@ -110,6 +118,14 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
             ]
         )
 
+    def Why(self, request: pb.WhyRequest, context: Any) -> pb.WhyReply:
+        """Why something is as it is, with the remedy."""
+        try:
+            findings = explain(request.name, self._store.facts(self._seen()), now_unix_ms())
+        except CofuseError as error:
+            abort(context, error)
+        return pb.WhyReply(findings=[pb.Finding(says=f.says, do=f.do) for f in findings])
+
     def ImportPivot(self, request: pb.Pivot, context: Any) -> pb.Pivot:
         """Register uploaded files as a pivot without a parent."""
         try:
@@ -117,22 +133,31 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
                 FileRef(name=file.name, sha256=file.sha256, size_bytes=file.size_bytes)
                 for file in request.files
             )
-            if not re.fullmatch(r"pivot-[0-9]{1,9}", request.name):
+            if not _IMPORTED.fullmatch(request.name):
                 raise CofuseError(
-                    "bad_request", f"name: found {request.name[:40]!r}, wanted pivot-N"
+                    "bad_request", f"name: found {request.name[:40]!r}, wanted pivot-N, N < 10^6"
+                )
+            given = [f.name for f, _ in request.ListFields() if f.name not in ("name", "files")]
+            if given:
+                raise CofuseError(
+                    "bad_request", f"{', '.join(given)}: an imported pivot has none; leave it out"
                 )
             if "model.safetensors" not in {file.name for file in files}:
                 raise CofuseError("bad_request", "a pivot needs its model.safetensors")
             for file in files:
-                self._need(file.sha256, "PIVOT")
+                size = self._need(file.sha256, "PIVOT").stat().st_size
+                if file.size_bytes != size:
+                    raise CofuseError(
+                        "bad_request", f"{file.name}: found {file.size_bytes} bytes, wanted {size}"
+                    )
             row = self._store.add_pivot(
                 name=request.name, parent="", round_id="", files=files, evals_json="{}"
             )
             return _pivot(row)
         except CofuseError as error:
             abort(context, error)
-        except ValueError as error:  # a file name or digest that is none
-            abort(context, CofuseError("bad_request", f"files: {error}"))
+        except ValidationError as error:  # a file name or digest that is none
+            abort(context, CofuseError("bad_request", f"files: {first_message(error)}"))
 
     def GetPivot(self, request: pb.GetPivotRequest, context: Any) -> pb.Pivot:
         """One pivot's manifest."""
@@ -145,7 +170,16 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         """All pivots, oldest first."""
         return pb.ListPivotsReply(pivots=[_pivot(row) for row in self._store.pivots()])
 
-    def _checked(self, spec_json: str) -> RoundSpec:
+    def _seen(self) -> dict[str, Seen]:
+        here = self._online()
+        people = self._store.participants()
+        return {name: Seen(online=row.node_id in here) for name, row in people.items()}
+
+    def checked(self, spec_json: str) -> RoundSpec:
+        """The spec, when everything that it names is here.
+
+        Raises: CofuseError.
+        """
         try:
             spec = parse_spec(spec_json)
             self._store.pivot(spec.pivot)
@@ -194,6 +228,16 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
                 for part in self._store.contributions(row.round_id)
             ],
         )
+
+
+def checked_request_id(text: str) -> str:
+    """Return the id when it is one.
+
+    Raises: CofuseError bad_request.
+    """
+    if not _REQUEST_ID.fullmatch(text):
+        raise CofuseError("bad_request", "request_id: wanted 1..64 of A-Z a-z 0-9 _ -")
+    return text
 
 
 def _pivot(row: PivotRow) -> pb.Pivot:

@@ -1,121 +1,67 @@
 """The participant's side of the wire: join, fetch public files, put and commit a contribution."""
 
-import logging
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
-import grpc
-
-from protos.chunks import put_requests, sha256_of
-from protos.errors import CofuseError, RemoteError, remote_errors
 from protos.messages import FileRef
+from protos.retry import PATIENCE_S, Patience, Stopped
 from protos.tls import TlsFiles, dial
-from protos.v1 import fleet_pb2, fleet_pb2_grpc, transfer_pb2, transfer_pb2_grpc
+from protos.transfer import Transfer
+from protos.v1 import fleet_pb2, fleet_pb2_grpc, transfer_pb2
 
-_LOG = logging.getLogger(__name__)
+__all__ = ["Client", "Stopped"]
 _T = TypeVar("_T")
-_LOST: Final = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-)
-_AGAIN: Final = frozenset({"wrong_offset", "truncated_upload", "wrong_digest"})
-RETRY_S: Final = 300.0
-"""How long a lost coordinator is dialled again before the work is given back."""
-
-
-class Stopped(Exception):  # noqa: N818 - not an error
-    """We were asked to stop; the work goes on at the next start."""
 
 
 class Client:
     """Every call repeats safely; a broken transfer goes on where it ended."""
 
-    def __init__(self, address: str, tls: TlsFiles, stop: threading.Event | None = None) -> None:
-        """Args: stop: once set, a call that would be repeated raises Stopped instead."""
+    def __init__(
+        self,
+        address: str,
+        tls: TlsFiles,
+        stop: threading.Event | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """Args: stop: once set, a call that would be repeated raises Stopped instead.
+
+        patience_s: how long nothing may get through before a call raises RemoteError.
+        """
         self._stop = stop or threading.Event()
+        self._patience_s = patience_s
         self._channel = dial(address, tls)
         self._fleet = fleet_pb2_grpc.FleetStub(self._channel)
-        self._transfer = transfer_pb2_grpc.TransferStub(self._channel)
+        self._transfer = Transfer(self._channel, stop=self._stop, patience_s=patience_s)
 
     def join(self, version: str) -> str:
         """Make ourselves known; return the engine's address."""
         request = fleet_pb2.JoinRequest(software_version=version)
-        return str(self._retry(lambda: self._fleet.Join(request)).engine_address)
+        return str(self._repeat(lambda: self._fleet.Join(request)).engine_address)
 
     def fetch(self, reference: FileRef, folder: Path) -> Path:
         """Bring a public file into `folder`, named as the reference says; check its digest."""
-        folder.mkdir(parents=True, exist_ok=True)
-        final = folder / reference.name
-        if final.exists() and sha256_of(final) == reference.sha256:
-            return final
-        partial = folder / f"{reference.sha256}.part"
-
-        def get() -> None:
-            here = partial.stat().st_size if partial.exists() else 0
-            request = transfer_pb2.GetRequest(sha256=reference.sha256, offset_bytes=here)
-            with partial.open("ab") as file:
-                for chunk in self._transfer.Get(request):
-                    file.write(chunk.data)
-
-        self._retry(get)
-        found = sha256_of(partial)
-        if found != reference.sha256:
-            partial.unlink()
-            raise RemoteError(
-                "wrong_digest", f"{reference.name}: found {found}, wanted {reference.sha256}"
-            )
-        partial.rename(final)
-        return final
+        return self._transfer.get(reference, folder)
 
     def missing_bytes(self, path: Path, sha256: str) -> int:
         """Count the bytes of a file that the coordinator does not have from us yet."""
-        request = transfer_pb2.StatRequest(sha256=sha256)
-        status = self._retry(lambda: self._transfer.Stat(request))
-        return path.stat().st_size - int(status.received_bytes)
+        return self._transfer.missing_bytes(path, sha256)
 
     def put(self, path: Path, sha256: str) -> None:
         """Upload a contribution; what the coordinator already has is not sent again."""
-
-        def put_rest() -> None:
-            status = self._transfer.Stat(transfer_pb2.StatRequest(sha256=sha256))
-            if not status.complete:
-                self._transfer.Put(
-                    put_requests(path, sha256, transfer_pb2.CONTRIBUTION, status.received_bytes)
-                )
-
-        self._retry(put_rest)
+        self._transfer.put(path, sha256, transfer_pb2.CONTRIBUTION)
 
     def commit(self, round_id: str, sha256: str, size_bytes: int) -> fleet_pb2.Receipt:
         """Make the uploaded file our contribution; return the coordinator's receipt."""
         request = fleet_pb2.CommitRequest(round_id=round_id, sha256=sha256, size_bytes=size_bytes)
-        receipt: fleet_pb2.Receipt = self._retry(lambda: self._fleet.CommitContribution(request))
+        receipt: fleet_pb2.Receipt = self._repeat(lambda: self._fleet.CommitContribution(request))
         return receipt
 
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
 
-    def _retry(self, call: Callable[[], _T]) -> _T:
-        """Repeat while the other side is away or a transfer broke; refusals are final."""
-        deadline = time.monotonic() + RETRY_S
-        pause_s = 0.2
-        while True:
-            try:
-                with remote_errors():
-                    return call()
-            except RemoteError as error:
-                if error.error_id not in _AGAIN or time.monotonic() > deadline:
-                    raise
-                _LOG.warning("transfer goes on: %s", error)
-            except grpc.RpcError as error:
-                if error.code() not in _LOST:
-                    raise
-                refusal = CofuseError("unreachable", f"coordinator not reached: {error.details()}")
-                if time.monotonic() > deadline:
-                    raise RemoteError("unreachable", str(refusal)) from None
-                _LOG.warning("%s Trying again.", refusal)
-            if self._stop.wait(pause_s):
-                raise Stopped
-            pause_s = min(5.0, pause_s * 2)
+    def _repeat(self, call: Callable[[], _T]) -> _T:
+        return Patience(self._stop, patience_s=self._patience_s).repeat(call)

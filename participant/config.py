@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from participant.schedule import ScheduleConfig
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
@@ -50,8 +51,11 @@ class ParticipantConfig(StrictConfig):
     policy: Path
     threads: int = Field(default=1, ge=1)
     """CPU threads of the trainer."""
+    min_free_mb: int = Field(default=256, ge=0)
+    """Free disk space, in MB, below which no new work is begun: logs and spool need the rest."""
     model: ModelConfig
     training: TrainingConfig
+    schedule: ScheduleConfig = ScheduleConfig()
     tls: TlsConfig
 
 

@@ -1,46 +1,46 @@
 """The loop a data officer can read: train, take an assignment, ask the policy, release.
 
-`python -m participant.daemon participant.toml`. It dials out and listens on nothing but the
-engine's loopback port. Safe to kill at any line: started again, it goes on.
+`python -m participant.daemon participant.toml`. It dials out and listens on nothing but a Unix
+socket in its own folder. Safe to kill at any line: started again, it goes on.
 """
 
 import json
 import logging
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
-from fp8.train import Progress
+from participant.attendance import Attendance
 from participant.client import Client, Stopped
 from participant.config import ParticipantConfig, load_config
 from participant.corpus import CorpusError
-from participant.egress import EgressLog
-from participant.engine import Engine, Task
-from participant.export import LocalTraining, export_delta, export_logits, grow_expert, score
-from participant.policy import (
-    Policy,
-    PolicyRefusalError,
-    check,
-    check_positions,
-    load_policy,
-)
-from participant.stages.cpt import Expert, describe
-from protos.chunks import sha256_of
+from participant.desk import Desk
+from participant.durable import is_broken, is_full, only_one
+from participant.engine import Engine
+from participant.policy import Policy, PolicyRefusalError, check, load_policy
+from participant.spool import Entry, Spool
+from participant.stages.cpt import Expert
+from participant.status import PAUSED, StatusServer
+from participant.training import Training
+from participant.work import Tell, Worker, progress_body
+from protos import logs
 from protos.config import ConfigError
 from protos.errors import RemoteError
-from protos.messages import Assignment, Report, Scores
+from protos.messages import Report
 from protos.process import die_with_parent, on_stop_signal
+from protos.v1 import fleet_pb2 as pb
 
 VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
+RETRY_S: Final = 10.0
+"""Between two looks at a full disk, or two tries to reach the coordinator."""
 _LOG = logging.getLogger(__name__)
-
-Status = Literal["committed", "refused", "failed"]
-Tell = Callable[[str, dict[str, Any]], None]
 
 
 class Participant:
@@ -49,172 +49,220 @@ class Participant:
     def __init__(self, config: ParticipantConfig, policy: Policy, tell: Tell) -> None:
         self._config = config
         self._policy = policy
-        self._tell = tell
+        self._tell_out = tell
         self._stop = threading.Event()
-        self._outbox = config.data_dir / "outbox"
-        self._outbox.mkdir(parents=True, exist_ok=True)
+        self._halt = threading.Event()  # the work in hand must end: stopping, or nobody waits
         self._expert = Expert(config.data_dir / "expert", config.corpus, config.model)
-        self._egress = EgressLog(config.data_dir / "egress.jsonl")
-        self._client = Client(config.coordinator, config.tls.files(), self._stop)
+        self._training = Training(config, self._expert)
+        self._spool = Spool(config.data_dir / "spool")
+        self._worker = Worker(config, policy, self._expert, self._spool, self._tell)
+        self._ended: frozenset[str] = frozenset()
+        self._engine_address = ""
+        self._told_paused = False
+        self._doing: dict[str, Any] = {"doing": "starting"}
+        self._engine = Engine(
+            state_dir=config.data_dir / "engine",
+            ca=config.tls.ca,
+            certificate=config.tls.certificate,
+            key=config.tls.key,
+        )
+        self._attendance = Attendance(
+            config.coordinator,
+            config.tls.files(),
+            version=VERSION,
+            beat=self._beat,
+            on_joined=self._on_joined,
+            on_summons=self._on_summons,
+        )
+        self._desk = Desk(self._engine, self._spool, self._attendance.beat_now)
 
     def stop(self) -> None:
         """Ask the loop to end at its next step; training writes a checkpoint first."""
         self._stop.set()
+        self._halt.set()
 
     def run(self) -> None:
-        """Serve rounds, and train the expert whenever there is none to serve, until stopped."""
-        engine = Engine(
-            state_dir=self._config.data_dir / "engine",
-            superlink_address=self._client.join(VERSION),
-            ca=self._config.tls.ca,
-            certificate=self._config.tls.certificate,
-            key=self._config.tls.key,
-        )
-        engine.start()
-        self._tell("joined", {})
-        trained = False
-        task: Task | None = None
+        """Serve rounds, and train the expert when there is none to serve, until stopped.
 
-        def interrupted() -> bool:
-            """Training gives way to a round once there is an expert to ask."""
-            nonlocal task
-            if task is None and self._expert.ready:
-                task = engine.next_task(0)
-            return task is not None or self._stop.is_set()
-
+        Raises: RemoteError when the coordinator refuses us for good. CorpusError. OSError when
+            the disk fails: what was written before is in doubt.
+        """
+        status = StatusServer(self._config.data_dir, self.status)
+        status.open()
+        self._engine.start()
+        self._attendance.start()
         try:
             while not self._stop.is_set():
-                if not trained and task is None:
-                    trained = self._train(interrupted)
-                task = task or engine.next_task(_POLL_S)
-                if task is not None and not self._stop.is_set():
-                    self._serve(task)
-                    task = None
+                if self._attendance.refusal is not None:
+                    raise self._attendance.refusal
+                try:
+                    self._step()
+                except Exception as error:
+                    if not is_full(error):
+                        raise
+                    self._wait_for_room(error)
         finally:
-            engine.stop()
-            self._client.close()
+            self._attendance.stop()
+            self._engine.stop()
+            status.close()
 
-    def _train(self, interrupted: Callable[[], bool]) -> bool:
-        result = self._expert.pretrain(
-            self._config.training,
-            on_progress=lambda p: self._tell_training("train", p),
-            should_stop=interrupted,
-        )
-        if result.finished:
-            self._tell("trained", {"losses": result.losses})
-        return result.finished
+    def status(self) -> dict[str, Any]:
+        """How we are; called from the status socket's thread."""
+        facts, opens = self._expert.facts(), self._training.next_window()
+        return {
+            "name": self._config.name,
+            **self._doing,
+            "paused": self._paused,
+            "attending": self._attendance.attending,
+            "working_rounds": [entry.round_id for entry in self._spool.unfinished()],
+            "expert_version": facts.version,
+            "expert_steps": facts.steps,
+            "next_training": None if opens is None else opens.isoformat(),
+            "free_disk_bytes": self._free_bytes(),
+        }
 
-    def _serve(self, task: Task) -> None:
+    # the loop
+
+    def _step(self) -> None:
+        """Do one piece of work, or wait for some."""
+        self._desk.take_in()
+        self._drop_ended()
+        if self._told_paused != self._paused:
+            self._attendance.beat_now()
+        if self._paused:
+            self._wait("paused", "resume with: cofuse participant resume")
+        elif self._free_bytes() < self._config.min_free_mb * 1_000_000:
+            self._wait_for_room(None)
+        elif self._expert.ready and (entry := self._desk.next()) is not None:
+            self._serve(entry)
+        elif self._training.due():
+            self._train()
+        else:
+            self._wait("waiting", "")
+
+    def _drop_ended(self) -> None:
+        ended, self._ended = self._ended, frozenset()
+        for entry in self._spool.unfinished():
+            if entry.round_id in ended:
+                self._tell("round", {"round": entry.round_id, "status": "cancelled"})
+                self._desk.drop(entry.round_id)
+
+    def _serve(self, entry: Entry) -> None:
         """Answer one assignment, whatever it is: the other side must never wait for nothing."""
-        try:
-            assignment = Assignment.model_validate_json(task.payload)
-        except ValueError as error:
-            task.fail(f"unreadable assignment: {error}")
+        assignment = entry.assignment
+        self._halt.clear()
+
+        def should_stop() -> bool:
+            self._desk.take_in()
+            over = self._stop.is_set() or entry.round_id in self._ended
+            return over or self._paused
+
+        if should_stop():  # it came between the last look and clear()
             return
         try:
-            report = self._work(assignment)
+            check(self._policy, assignment)
+            report = entry.report or self._do(entry, should_stop)
         except PolicyRefusalError as error:
-            report = self._report(assignment, "refused", detail=str(error))
+            report = self._worker.report(assignment, "refused", detail=str(error))
         except Stopped:
-            task.fail("the participant is stopping; send it again")
-            return
-        except Exception as error:  # noqa: BLE001 - the one catch-all: the round must hear of it
+            return  # it stays in the spool, or is dropped at the next step
+        except Exception as error:
+            if is_full(error) or is_broken(error):
+                raise
+            if isinstance(error, RemoteError) and error.error_id == "unreachable":
+                self._doing = {"doing": "waiting for the coordinator", "problem": str(error)}
+                self._stop.wait(RETRY_S)
+                return
             _LOG.exception("assignment %s failed", assignment.round_id)
             words = f"{type(error).__name__}: {error}"
             if isinstance(error, CorpusError):
                 words = "the corpus cannot be read; its keeper finds the line in the local log"
-            report = self._report(assignment, "failed", detail=words[:2000])
-        payload = report.model_dump_json()
-        self._record(assignment, "report", len(payload.encode()), "")
-        task.reply(payload)
+            report = self._worker.report(assignment, "failed", detail=words[:2000])
+        answered = self._spool.answer(entry, report)
+        self._desk.answer(answered, lambda size: self._worker.record(assignment, "report", size))
         self._tell("round", {"round": assignment.round_id, "status": report.status})
 
-    def _work(self, assignment: Assignment) -> Report:
-        check(self._policy, assignment)
-        self._tell("round", {"round": assignment.round_id, "status": "working"})
-        path, expert = self._make(assignment)
-        sha256, size = sha256_of(path), path.stat().st_size
-        self._release(assignment, path, sha256, size)
-        return self._report(assignment, "committed", expert, sha256=sha256, size_bytes=size)
+    def _do(self, entry: Entry, should_stop: Callable[[], bool]) -> Report:
+        client = Client(self._config.coordinator, self._config.tls.files(), self._halt)
+        try:
+            return self._worker.do(entry, client, should_stop)
+        finally:
+            client.close()
 
-    def _make(self, assignment: Assignment) -> tuple[Path, Path]:
-        """Compute the contribution from the public files the assignment names.
+    def _train(self) -> None:
+        """Train until it is done, its window closes, or a round wants the finished expert."""
 
-        Returns: its file, and the folder of the expert that it tells of.
-        """
-        files = self._config.data_dir / "rounds" / assignment.round_id
-        spec, prompts = assignment.spec, None
-        if spec.trains_locally or spec.ship_share < 1:
-            for reference in assignment.pivot:
-                self._client.fetch(reference, files / "pivot")
-        if assignment.prompts is not None:
-            prompts = self._client.fetch(assignment.prompts, files)
-        training = LocalTraining(
-            corpus=self._config.corpus,
-            prompts=prompts if spec.rehearse else None,
-            on_progress=lambda p: self._tell_training("adapt", p),
-            should_stop=self._stop.is_set,
+        def should_stop() -> bool:
+            self._desk.take_in()
+            wanted = self._expert.ready and self._desk.open
+            return wanted or self._stop.is_set() or self._paused
+
+        result = self._training.run(
+            on_progress=lambda p: self._tell("train", progress_body(p)), should_stop=should_stop
         )
-        if spec.kind == "weights":
-            path = export_delta(files / "pivot", training, assignment, self._outbox)
-            if path is None:
-                raise Stopped
-            return path, self._expert.directory
-        assert prompts is not None
-        expert = self._expert.directory
-        if spec.grow is not None:
-            grown = grow_expert(files / "pivot", training, assignment, self._outbox)
-            if grown is None:
-                raise Stopped
-            expert = grown
+        if result.finished:
+            self._tell("trained", {"losses": result.losses})
+            self._attendance.beat_now()
 
-        def tell(done: int, total: int) -> None:
-            check_positions(self._policy, total)
-            self._tell("logits", {"round": assignment.round_id, "step": done, "steps": total})
+    def _wait(self, doing: str, words: str) -> None:
+        self._doing = {"doing": doing, "problem": words}
+        self._desk.take_in(_POLL_S)
 
-        pivot = files / "pivot" if spec.ship_share < 1 else None
-        path = export_logits(expert, prompts, assignment, self._outbox, tell, pivot=pivot)
-        return path, expert
+    def _wait_for_room(self, error: BaseException | None) -> None:
+        """Say that the disk is full; what was asked stays asked, and goes on when there is room."""
+        wanted = self._config.min_free_mb
+        words = (
+            f"{self._config.data_dir}: found {self._free_bytes() // 1_000_000} MB free, wanted "
+            f"{wanted} MB ({error or 'min_free_mb'}): free some space; the work goes on by itself"
+        )
+        _LOG.warning("%s", words)
+        self._tell("disk", {"problem": words})
+        self._doing = {"doing": "waiting for disk space", "problem": words}
+        self._stop.wait(RETRY_S)
 
-    def _release(self, assignment: Assignment, path: Path, sha256: str, size: int) -> None:
-        """The one door out for bulk bytes: written down first, then sent, then receipted."""
-        leaving = self._client.missing_bytes(path, sha256)
-        self._tell("ship", {"round": assignment.round_id, "size_bytes": leaving})
-        self._record(assignment, assignment.spec.kind, leaving, sha256)
-        self._client.put(path, sha256)
-        self._client.commit(assignment.round_id, sha256, size)
+    # what other threads ask and tell
 
-    def _record(self, assignment: Assignment, what: str, size: int, sha256: str) -> None:
-        self._egress.append(round_id=assignment.round_id, what=what, size_bytes=size, sha256=sha256)
-        self._tell("egress", {"round": assignment.round_id, "bytes": self._egress.total_bytes()})
+    @property
+    def _paused(self) -> bool:
+        return (self._config.data_dir / PAUSED).exists()
 
-    def _report(
-        self, assignment: Assignment, status: Status, expert: Path | None = None, **fields: Any
-    ) -> Report:
-        scores = Scores()
-        if assignment.evals is not None and self._policy.ship_scores and expert is not None:
-            folder = self._config.data_dir / "rounds" / assignment.round_id
-            evals = self._client.fetch(assignment.evals, folder)
-            self._tell("score", {"round": assignment.round_id})
-            scores = score(expert, evals, self._outbox)
-        return Report(
-            round_id=assignment.round_id,
-            attempt=assignment.attempt,
-            status=status,
-            scores=scores,
-            **({} if expert is None else describe(expert)),
-            **fields,
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self._config.data_dir).free
+
+    def _beat(self) -> pb.Beat:
+        facts, now = self._expert.facts(), time.time_ns() // 1_000_000
+        self._told_paused = self._paused
+        return pb.Beat(
+            software_version=VERSION,
+            clock_unix_ms=now,
+            free_disk_bytes=self._free_bytes(),
+            paused=self._told_paused,
+            expert_version=facts.version,
+            expert_steps=facts.steps,
+            expert_age_s=max(0, now - facts.finished_unix_ms) // 1000,
+            working_rounds=[entry.round_id for entry in self._spool.unfinished()][:16],
         )
 
-    def _tell_training(self, kind: str, progress: Progress) -> None:
-        body = {"step": progress.step, "steps": progress.steps, "loss": progress.loss}
-        self._tell(kind, {**body, "tokens_per_s": progress.tokens_per_s})
+    def _on_joined(self, engine_address: str) -> None:
+        if not self._engine_address:
+            self._tell("joined", {})
+        self._engine_address = engine_address
+
+    def _on_summons(self, summons: pb.Summons) -> None:
+        self._ended = frozenset(summons.ended_rounds)
+        if self._ended:
+            self._halt.set()
+        self._engine.summon(self._engine_address if summons.summoned else None)
+
+    def _tell(self, kind: str, body: dict[str, Any]) -> None:
+        self._doing = {"doing": kind, **{k: v for k, v in body.items() if k != "losses"}}
+        self._tell_out(kind, body)
 
 
 def main(argv: list[str]) -> int:
     """Run the daemon of one participant.toml."""
     die_with_parent()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logs.configure("participant")
     if len(argv) != 1:
         sys.stderr.write("usage: python -m participant.daemon participant.toml\n")
         return 2
@@ -225,13 +273,15 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     torch.set_num_threads(config.threads)
-    participant = Participant(config, policy, _tell_stdout)
-    on_stop_signal(participant.stop)
+    config.data_dir.mkdir(parents=True, exist_ok=True)
     try:
-        participant.run()
+        with only_one(config.data_dir):
+            participant = Participant(config, policy, _tell_stdout)
+            on_stop_signal(participant.stop)
+            participant.run()
     except Stopped:
         return 0
-    except (CorpusError, RemoteError) as error:
+    except (CorpusError, RemoteError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -1,11 +1,17 @@
-"""The record of what left: one line per release, written and synced before the bytes go."""
+"""The record of what left: one line per release, written and synced before the bytes go.
+
+A line that a power cut tore was not synced, so its bytes never left: it does not count.
+"""
 
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from participant.durable import sync
 
 
 class EgressLog:
@@ -23,17 +29,35 @@ class EgressLog:
             "size_bytes": size_bytes,
             "sha256": sha256,
         }
+        fresh = not self._path.exists()
         with self._path.open("a", encoding="utf-8") as file:
+            if not fresh and not self._is_whole():
+                file.write("\n")
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if fresh:
+            sync(self._path.parent)
 
     def lines(self) -> list[Mapping[str, Any]]:
         """Every release so far."""
         if not self._path.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return list(_releases(self._path.read_text(encoding="utf-8")))
 
     def total_bytes(self) -> int:
         """Bytes released in all."""
         return sum(line["size_bytes"] for line in self.lines())
+
+    def _is_whole(self) -> bool:
+        with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+
+def _releases(text: str) -> Iterator[Mapping[str, Any]]:
+    for line in text.splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)

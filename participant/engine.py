@@ -1,8 +1,8 @@
 """The federation engine at a participant: messages in, answers out, and a child process between.
 
-The child (participant/supernode.py) is Flower's SuperNode. This module keeps it alive and speaks
-JSON lines with it over pipes, so the participant listens on nothing, and the process that trains
-never imports flwr.
+The child (participant/supernode.py) is Flower's SuperNode. This module keeps it alive while the
+participant is summoned, and speaks JSON lines with it over pipes, so the participant listens on
+nothing, and the process that trains never imports flwr.
 """
 
 import json
@@ -68,22 +68,23 @@ class Task:
 
 
 class Engine:
-    """Receives tasks through Flower, for as long as it is started."""
+    """Receives tasks through Flower, for as long as it is started and summoned."""
 
     def __init__(
         self,
         *,
         state_dir: Path,
-        superlink_address: str,
+        superlink_address: str | None = None,
         ca: Path,
         certificate: Path,
         key: Path,
         poll_s: float = 1.0,
     ) -> None:
-        """Args: key: the certificate's own; it signs every call too. poll_s: how often to ask."""
+        """Args: superlink_address: None waits for a summons. key: the certificate's own; it signs
+        every call too. poll_s: how often to ask.
+        """
         self._settings: dict[str, str | float] = {
             "state_dir": str(state_dir),
-            "superlink_address": superlink_address,
             "ca": str(ca),
             "certificate": str(certificate),
             "key": str(key),
@@ -93,17 +94,38 @@ class Engine:
         self._tasks: queue.Queue[Task] = queue.Queue()
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
+        self._address = superlink_address
+        self._wanted = threading.Event()
+        if superlink_address is not None:
+            self._wanted.set()
         self._stopping = threading.Event()
         self._online = threading.Event()
         self._supervisor: threading.Thread | None = None
 
     def start(self) -> None:
-        """Keep a SuperNode running in the background; returns at once."""
+        """Keep a SuperNode running in the background while summoned; returns at once."""
         self._state_dir.mkdir(parents=True, exist_ok=True)
         self._stopping.clear()
         # Not only does this thread restart the child: Linux ends the child when it ends.
         self._supervisor = threading.Thread(target=self._supervise, name="supernode", daemon=True)
         self._supervisor.start()
+
+    def summon(self, superlink_address: str | None) -> None:
+        """Have a SuperNode dial this address, or none any more; returns at once.
+
+        Repeating it changes nothing. A task that is open when its SuperNode leaves is lost.
+        """
+        with self._lock:
+            if superlink_address == self._address:
+                return
+            self._address = superlink_address
+            child, self._child = self._child, None
+            if superlink_address is None:
+                self._wanted.clear()
+            else:
+                self._wanted.set()
+        if child is not None:
+            _leave(child)
 
     def wait_until_online(self, timeout_s: float) -> bool:
         """Whether the coordinator knows this participant as connected, within timeout_s."""
@@ -125,29 +147,30 @@ class Engine:
     def stop(self) -> None:
         """Say goodbye to the coordinator and end the child. Safe to call twice."""
         self._stopping.set()
+        self._wanted.set()
         if self._supervisor is None:
             return
         with self._lock:
             child = self._child
         if child is not None:
-            child.send_signal(LEAVE)
-        self._supervisor.join(STOP_TIMEOUT_S)
-        if self._supervisor.is_alive() and child is not None:
-            child.kill()
-            self._supervisor.join()
+            _leave(child)
+        self._supervisor.join()
         self._supervisor = None
 
     def _supervise(self) -> None:
         pause_s = FIRST_PAUSE_S
-        while not self._stopping.is_set():
+        while self._wanted.wait() and not self._stopping.is_set():
             born = time.monotonic()
             child = self._spawn()
             self._listen(child)
             code = child.wait()
             self._online.clear()
             _close(child)
-            if self._stopping.is_set():
-                return
+            with self._lock:
+                dismissed = self._child is not child
+                self._child = None
+            if dismissed or self._stopping.is_set():
+                continue
             if time.monotonic() - born > HEALTHY_S:
                 pause_s = FIRST_PAUSE_S
             logger.warning("the SuperNode ended with code %s, next in %.0f s", code, pause_s)
@@ -170,9 +193,12 @@ class Engine:
                 # Ctrl-C reaches the participant, which then ends its child in good order.
                 start_new_session=True,
             )
-        if self._stopping.is_set():
-            child.send_signal(LEAVE)
-        _write_line(child, self._settings | {"parent": os.getpid()})
+            settings = {**self._settings, "superlink_address": self._address or ""}
+            if self._stopping.is_set() or not self._wanted.is_set():
+                self._child = None
+        if self._child is not child:
+            _leave(child)
+        _write_line(child, settings | {"parent": os.getpid()})
         threading.Thread(target=_log_lines, args=(child.stderr,), daemon=True).start()
         return child
 
@@ -193,6 +219,14 @@ class Engine:
                 raise TaskLostError("the connection that brought this task has ended; drop it")
 
         return Task(payload, answer, lambda: child.poll() is not None)
+
+
+def _leave(child: "subprocess.Popen[str]") -> None:
+    """Have the child say goodbye and end; one that does not is killed."""
+    child.send_signal(LEAVE)
+    killer = threading.Timer(STOP_TIMEOUT_S, child.kill)
+    killer.daemon = True
+    killer.start()
 
 
 def _write_line(child: "subprocess.Popen[str]", content: Mapping[str, str | float]) -> bool:

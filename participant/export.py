@@ -20,6 +20,7 @@ from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
 from fusion.extract import extract_to_file
 from fusion.merge import subtract
 from fusion.models import load_model, parameter_arrays, save_model
+from participant.durable import sync_tree
 from participant.stages.cpt import adapt_pivot, open_expert
 from protos.chunks import sha256_of
 from protos.messages import Assignment, Scores
@@ -161,7 +162,7 @@ def grow_expert(
 ) -> Path | None:
     """Train a copy of the pivot here, to ask it; return its folder, or None when stopped before."""
     assert assignment.spec.grow is not None
-    folder = outbox / f"grown-{_name_of(assignment)}"
+    folder = grown_folder(assignment, outbox)
     if folder.exists():
         return folder
     model, tokenizer, result = training.adapt(pivot, assignment.spec.grow, assignment, outbox)
@@ -170,8 +171,14 @@ def grow_expert(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_model(model, tokenizer, partial)
+    sync_tree(partial)
     partial.rename(folder)
     return folder
+
+
+def grown_folder(assignment: Assignment, outbox: Path) -> Path:
+    """Where the copy that was grown for a round lies."""
+    return outbox / f"grown-{_name_of(assignment)}"
 
 
 def _name_of(assignment: Assignment) -> str:

@@ -7,6 +7,8 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
+from protos.logs import printable
+
 ERROR_KEY: Final = "cofuse-error"
 """Trailing metadata that carries the error id, so that programs need not parse words."""
 
@@ -28,6 +30,10 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "bad_request": Entry(_S.INVALID_ARGUMENT, "correct the field and send it again"),
     "bad_spec": Entry(_S.INVALID_ARGUMENT, "correct the round spec and submit it again"),
     "unknown_round": Entry(_S.NOT_FOUND, "list the rounds with: cofuse round ls"),
+    "unknown_name": Entry(
+        _S.NOT_FOUND, "names are those that round ls, participants, pivot ls, recurring ls show"
+    ),
+    "unknown_recurring": Entry(_S.NOT_FOUND, "list the recurring rounds with: cofuse recurring ls"),
     "unknown_pivot": Entry(_S.NOT_FOUND, "list the pivots with: cofuse pivot ls"),
     "unknown_participant": Entry(
         _S.NOT_FOUND, "let it join first (cofuse participant up), or leave it out of the spec"
@@ -38,6 +44,27 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "wrong_digest": Entry(
         _S.DATA_LOSS, "the bytes on disk changed or were damaged on the way; send the file again"
     ),
+    "wrong_chunk": Entry(_S.DATA_LOSS, "ask where to go on, and send that chunk again"),
+    "damaged_artifact": Entry(
+        _S.DATA_LOSS,
+        "put the file in again (a pivot: cofuse pivot import, or the backup); the damaged copy is "
+        "in artifacts/quarantine",
+    ),
+    "stalled": Entry(
+        _S.DEADLINE_EXCEEDED,
+        "check the network between the two; a repetition goes on where this ended",
+    ),
+    "storage_full": Entry(
+        _S.RESOURCE_EXHAUSTED,
+        "the operator frees space on the coordinator's disk; transfers then go on by themselves",
+    ),
+    "storage_unreachable": Entry(
+        _S.UNAVAILABLE,
+        "the operator checks the object store's address and credentials (docs/operator.md)",
+    ),
+    "too_many_uploads": Entry(
+        _S.RESOURCE_EXHAUSTED, "finish some of them, or wait until the coordinator drops old ones"
+    ),
     "truncated_upload": Entry(_S.DATA_LOSS, "ask Stat where to go on, and send the rest"),
     "too_large": Entry(_S.RESOURCE_EXHAUSTED, "ship less (a smaller K), or ask for a higher limit"),
     "wrong_authority": Entry(
@@ -47,6 +74,18 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "unreachable": Entry(
         _S.UNAVAILABLE,
         "check address and network, and that certificate.pem was issued by its authority",
+    ),
+    "store_unavailable": Entry(
+        _S.UNAVAILABLE, "try again; if it stays so, look into the coordinator's log"
+    ),
+    "unknown_service": Entry(_S.NOT_FOUND, "ask without a service name"),
+    "stopping": Entry(_S.UNAVAILABLE, "connect again in a moment; it goes on where it was"),
+    "not_joined": Entry(_S.FAILED_PRECONDITION, "call Join first, and attend then"),
+    "too_many_calls": Entry(
+        _S.RESOURCE_EXHAUSTED, "let one program run under one certificate, and call less often"
+    ),
+    "internal": Entry(
+        _S.INTERNAL, "give the reference to the operator: the coordinator's log tells more there"
     ),
     "bad_contribution": Entry(
         _S.INVALID_ARGUMENT,
@@ -73,21 +112,30 @@ class RemoteError(Exception):
 
 
 def abort(context: Any, error: CofuseError) -> NoReturn:
-    """End the RPC with the catalogue's status, the words, and the id in trailing metadata."""
+    """End the RPC with the catalogue's status, the words, and the id in trailing metadata.
+
+    Raises: what gRPC ends a call with, caused by `error`: coordinator/observe.py logs that.
+    """
     context.set_trailing_metadata(((ERROR_KEY, error.error_id),))
-    context.abort(CATALOGUE[error.error_id].status, str(error))
+    try:
+        context.abort(CATALOGUE[error.error_id].status, printable(str(error)))
+    except Exception as ended:
+        raise ended from error
     raise AssertionError("abort returned")
 
 
 @contextmanager
 def remote_errors() -> Iterator[None]:
-    """Turn a refusal from the other side into RemoteError; leave lost connections as they are."""
+    """Turn a refusal from the other side into RemoteError.
+
+    Lost connections, and those that a stopping coordinator ends, stay as they are: try again.
+    """
     try:
         yield
     except grpc.RpcError as error:
         trailing: Any = getattr(error, "trailing_metadata", lambda: ())() or ()
         for key, value in trailing:
-            if key == ERROR_KEY:
+            if key == ERROR_KEY and value != "stopping":
                 raise RemoteError(str(value), str(error.details())) from None
         if "CERTIFICATE_VERIFY_FAILED" in str(error.details()):
             says = "the other side shows a certificate that our ca.pem did not sign"

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from protos.spec import RoundSpec
 
 MAX_MESSAGE_BYTES = 64 * 1024
+RoundId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+"""A participant names files after it, so it must never be a path."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -27,7 +29,7 @@ class FileRef(Message):
 class Assignment(Message):
     """What one participant is asked for in one round. The same attempt twice is the same work."""
 
-    round_id: str
+    round_id: RoundId
     attempt: int = Field(ge=1)
     submitted_by: str
     spec: RoundSpec
@@ -51,7 +53,7 @@ class Scores(Message):
 class Report(Message):
     """What a participant says about its assignment."""
 
-    round_id: str
+    round_id: RoundId
     attempt: int = Field(ge=1)
     status: Literal["committed", "refused", "failed"]
     detail: str = Field(default="", max_length=2000)

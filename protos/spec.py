@@ -140,47 +140,66 @@ class RoundSpec(Strict):
     """Runs on the same text, steps and seed, reported beside the pivot. leave_one_out: one run
     without each source, which tells what the pivot owes it."""
     quorum: int | None = Field(default=None, ge=1)
-    """Contributions needed at the deadline; default: every participant's."""
+    """Contributions that are enough once collecting must end; default: every participant's."""
     deadline_minutes: float = Field(default=60, gt=0, le=60 * 24 * 30)
-    """From approval until the last contribution may arrive."""
+    """From submission until the round has ended, fusing included."""
+    fusion_minutes: float | None = Field(default=None, ge=0)
+    """The last part of the deadline, kept for fusing: from its beginning on nobody is waited for
+    once there is a quorum. None: a third of the deadline."""
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(set(self.participants)) != len(self.participants):
-            raise ValueError("participants: a name stands twice; name each once")
-        if (self.kind == "weights") != (self.method == "merge"):
-            raise ValueError(
+        faults = (
+            (
+                len(set(self.participants)) != len(self.participants),
+                "participants: a name stands twice; name each once",
+            ),
+            (
+                (self.kind == "weights") != (self.method == "merge"),
                 f"kind {self.kind!r} does not go with method {self.method!r}: "
-                "logits takes unified or pairwise, weights takes merge"
-            )
-        if self.kind == "logits" and self.prompts is None:
-            raise ValueError("prompts: a logits round needs a public prompt set; give its file")
-        if self.grow is not None and self.kind != "logits":
-            raise ValueError(
-                "grow: a weights round trains a copy anyway, by training; leave it out"
-            )
-        if self.rehearse and (self.prompts is None or not self.trains_locally):
-            raise ValueError(
+                "logits takes unified or pairwise, weights takes merge",
+            ),
+            (
+                self.kind == "logits" and self.prompts is None,
+                "prompts: a logits round needs a public prompt set; give its file",
+            ),
+            (
+                self.grow is not None and self.kind != "logits",
+                "grow: a weights round trains a copy anyway, by training; leave it out",
+            ),
+            (
+                self.rehearse and (self.prompts is None or not self.trains_locally),
                 "rehearse: wanted a prompt set and local training (grow, or kind weights); add "
-                "them, or leave rehearse out"
-            )
-        if self.outer is not None and self.method != "merge":
-            raise ValueError(
+                "them, or leave rehearse out",
+            ),
+            (
+                self.outer is not None and self.method != "merge",
                 f"outer: {self.outer!r} steps on the mean of deltas, and method {self.method!r} "
-                "has none; leave it out, or take kind weights and method merge"
-            )
-        if self.loss not in OWN_LOSSES and self.distill_weight != _DISTILL_WEIGHT:
-            raise ValueError(
+                "has none; leave it out, or take kind weights and method merge",
+            ),
+            (
+                self.loss not in OWN_LOSSES and self.distill_weight != _DISTILL_WEIGHT,
                 f"distill_weight: loss {self.loss!r} keeps the share that it was published with; "
-                f"leave it out, or take loss {' or '.join(OWN_LOSSES)}"
-            )
-        if "leave_one_out" in self.controls and self.method != "unified":
-            raise ValueError("controls: leave_one_out goes with method unified only")
-        if self.quorum is not None and self.quorum > len(self.participants):
-            raise ValueError(
-                f"quorum: {self.quorum} is more than the {len(self.participants)} participants"
-            )
+                f"leave it out, or take loss {' or '.join(OWN_LOSSES)}",
+            ),
+            (
+                "leave_one_out" in self.controls and self.method != "unified",
+                "controls: leave_one_out goes with method unified only",
+            ),
+            (
+                self.needed > len(self.participants),
+                f"quorum: {self.quorum} is more than the {len(self.participants)} participants",
+            ),
+            (
+                (self.fusion_minutes or 0) >= self.deadline_minutes,
+                f"fusion_minutes: found {self.fusion_minutes}, wanted less than the "
+                f"{self.deadline_minutes:g} of deadline_minutes: collecting needs time as well",
+            ),
+        )
+        for wrong, words in faults:
+            if wrong:
+                raise ValueError(words)
         return self
 
     @property
@@ -190,7 +209,7 @@ class RoundSpec(Strict):
 
     @property
     def needed(self) -> int:
-        """Contributions without which the round fails at its deadline."""
+        """Contributions without which nothing is fused."""
         return self.quorum or len(self.participants)
 
 
@@ -200,6 +219,8 @@ def parse_spec(text: str) -> RoundSpec:
         spec = RoundSpec.model_validate(json.loads(text))
     except (json.JSONDecodeError, ValidationError) as error:
         raise SpecError(first_message(error)) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+        raise SpecError(f"the spec cannot be read as JSON: {error}") from error
     for field in ("prompts", "evals"):
         value = getattr(spec, field)
         if value is not None and not _is_digest(value):
@@ -238,14 +259,23 @@ def _is_digest(value: str) -> bool:
     return head == "sha256" and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
 
 
-def first_message(error: json.JSONDecodeError | ValidationError) -> str:
-    """Say in words what is wrong first: the place, what was found, and the cure."""
+def first_message(
+    error: json.JSONDecodeError | ValidationError, top: type[BaseModel] = RoundSpec
+) -> str:
+    """Say in words what is wrong first: the place, what was found, and the cure.
+
+    Args: top: the model that was read.
+    """
     if isinstance(error, json.JSONDecodeError):
         return f"the spec is not JSON: {error}"
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = TrainingSpec if first["loc"][0] == "training" else RoundSpec
+        known = top
+        for part in first["loc"][:-1]:
+            field = known.model_fields.get(str(part))
+            if field and isinstance(field.annotation, type):
+                known = field.annotation
         close = difflib.get_close_matches(str(first["loc"][-1]), known.model_fields, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known.model_fields)}"
         return f"unknown key {place!r}; {hint}"

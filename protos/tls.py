@@ -11,15 +11,35 @@ from protos.chunks import MAX_GRPC_BYTES
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_GRPC_BYTES),
     ("grpc.max_send_message_length", MAX_GRPC_BYTES),
+    # Identity alone: model files do not shrink, and a compressed message could unpack to more
+    # memory than it says.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.max_metadata_size", 16 * 1024),
+    # A peer that is gone without a goodbye is noticed within a minute. Not sooner: on a slow link
+    # a ping stands in line behind the chunk on its way.
     ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 30_000),
     ("grpc.http2.max_pings_without_data", 0),
+)
+CLIENT_OPTIONS: Final = (
+    *OPTIONS,
+    # HTTPS_PROXY and NO_PROXY of the environment: TLS goes through the proxy's CONNECT unopened.
     ("grpc.enable_http_proxy", 1),
+    # A coordinator that comes back is found within seconds; gRPC alone waits up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 10_000),
 )
 SERVER_OPTIONS: Final = (
     *OPTIONS,
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.so_reuseport", 0),
+    # Strangers and slow loris: who has not shown a certificate by then is hung up on.
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_concurrent_streams", 32),
+    # Each hour a connection is made anew, so a revoked certificate does not live on in an old
+    # one. What is under way has ten minutes; a transfer that takes longer goes on in a new one.
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 600_000),
 )
 
 
@@ -41,7 +61,7 @@ def dial(address: str, files: TlsFiles) -> grpc.Channel:
     """Open a channel to host:port that shows our certificate and checks theirs."""
     ca, certificate, key = files.read()
     credentials = grpc.ssl_channel_credentials(ca, key, certificate)
-    return grpc.secure_channel(address, credentials, options=OPTIONS)
+    return grpc.secure_channel(address, credentials, options=CLIENT_OPTIONS)
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:

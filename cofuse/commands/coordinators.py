@@ -5,9 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from cofuse.commands import upkeep
 from cofuse.commands.connection import fail
 
 app = typer.Typer(no_args_is_help=True, help="Run the consortium's coordinator.")
+for command in (upkeep.fsck, upkeep.backup, upkeep.restore):
+    app.command()(command)
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
 
@@ -20,6 +23,7 @@ def init(
     ],
     listen: str = "127.0.0.1:7443",
     engine_listen: str = "127.0.0.1:9443",
+    ops_listen: Annotated[str, typer.Option(help="Monitoring; loopback only.")] = "127.0.0.1:7442",
 ) -> None:
     """Make the certificate authority, the server's certificate and coordinator.toml."""
     from protos.config import toml_text
@@ -37,6 +41,7 @@ def init(
     settings = {
         "listen": listen,
         "engine_listen": engine_listen,
+        "ops_listen": ops_listen,
         "data_dir": "data",
         "approval": "operator",
         "tls": {"ca": "ca/ca.pem", "certificate": "tls/certificate.pem", "key": "tls/key.pem"},

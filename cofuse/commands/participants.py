@@ -77,16 +77,49 @@ def up(home: Home) -> None:
 
 
 @app.command()
+def pause(home: Home) -> None:
+    """Let no work be begun, and what runs stop at its next step, until `resume`."""
+    from participant.durable import write_durably
+    from participant.status import PAUSED
+
+    data = _data_dir(home)
+    data.mkdir(parents=True, exist_ok=True)
+    write_durably(data / PAUSED, "")
+    typer.echo(f"paused; go on with: cofuse participant resume {home}", err=True)
+
+
+@app.command()
+def resume(home: Home) -> None:
+    """Let work go on where `pause` stopped it."""
+    from participant.status import PAUSED
+
+    (_data_dir(home) / PAUSED).unlink(missing_ok=True)
+    typer.echo("resumed", err=True)
+
+
+@app.command()
+def status(home: Home, as_json: Json = False) -> None:
+    """Tell what the daemon is doing, what it waits for, and how the expert is."""
+    from participant.status import PAUSED, read_status
+
+    data = _data_dir(home)
+    found = read_status(data)
+    if found is None:
+        paused = "; it is paused" if (data / PAUSED).exists() else ""
+        fail(f"no daemon runs on {home}{paused}; start it with: cofuse participant up {home}")
+    for key, value in found.items():
+        if value not in ("", None, []):
+            typer.echo(f"{key:<16} {value}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(found))
+
+
+@app.command()
 def egress(home: Home, as_json: Json = False) -> None:
     """List everything that ever left."""
-    from participant.config import load_config
     from participant.egress import EgressLog
-    from protos.config import ConfigError
 
-    try:
-        log = EgressLog(load_config(home / "participant.toml").data_dir / "egress.jsonl")
-    except ConfigError as error:
-        fail(error, 2)
+    log = EgressLog(_data_dir(home) / "egress.jsonl")
     for line in log.lines():
         typer.echo(
             f"{line['time_unix_ms']}  {line['round']:<8} {line['what']:<8} "
@@ -96,3 +129,13 @@ def egress(home: Home, as_json: Json = False) -> None:
     typer.echo(f"{log.total_bytes():,} bytes in all", err=True)
     if as_json:
         typer.echo(json.dumps({"total_bytes": log.total_bytes(), "releases": log.lines()}))
+
+
+def _data_dir(home: Path) -> Path:
+    from participant.config import load_config
+    from protos.config import ConfigError
+
+    try:
+        return load_config(home / "participant.toml").data_dir
+    except ConfigError as error:
+        fail(error, 2)

@@ -1,6 +1,7 @@
 """`cofuse round`: what a researcher does."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +100,23 @@ def cancel(round_id: RoundId, at: At, identity: Identity) -> None:
     """End a round in whatever state it is."""
     with connected(at, identity) as coordinator:
         typer.echo(coordinator.cancel(round_id).state)
+
+
+def why(
+    name: Annotated[
+        str, typer.Argument(help="Of a round, a participant, a pivot or a recurring spec.")
+    ],
+    at: At,
+    identity: Identity,
+    as_json: Json = False,
+) -> None:
+    """Say why something is as it is, what it waits for, and what helps."""
+    with connected(at, identity) as coordinator:
+        findings = coordinator.why(name)
+    for found in findings:
+        typer.echo(found.says + (f"\n    -> {found.do}" if found.do else ""), err=as_json)
+    if as_json:
+        typer.echo(json.dumps({"name": name, "findings": [asdict(found) for found in findings]}))
 
 
 def _as_json(found: Round) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,20 @@ from fusion.models import (
 from fusion.proximal import proximal
 from participant.config import ModelConfig, TrainingConfig
 from participant.corpus import read_corpus
+from participant.durable import sync, sync_tree, write_durably
 from protos.spec import TrainingSpec
+
+_FACTS: Final = "expert.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFacts:
+    """What may be told of a finished expert."""
+
+    version: int = 0
+    """How often it was finished anew; 0: there is none yet."""
+    steps: int = 0
+    finished_unix_ms: int = 0
 
 
 class Expert:
@@ -49,6 +64,9 @@ class Expert:
         self._corpus = corpus
         self._model = model
         folder.mkdir(parents=True, exist_ok=True)
+        old = folder / "model.old"
+        if old.exists() and not self.directory.exists():  # a crash came between two renames
+            old.rename(self.directory)
 
     @property
     def directory(self) -> Path:
@@ -60,6 +78,16 @@ class Expert:
         """Whether there is a finished model to ask."""
         return self.directory.exists()
 
+    def facts(self) -> ExpertFacts:
+        """Which expert there is."""
+        if not self.ready:
+            return ExpertFacts()
+        try:
+            known = json.loads((self.directory / _FACTS).read_text(encoding="utf-8"))
+        except FileNotFoundError:  # finished by an older release of this program
+            return ExpertFacts(version=1)
+        return ExpertFacts(**known)
+
     def pretrain(
         self,
         config: TrainingConfig,
@@ -70,6 +98,13 @@ class Expert:
         """Train up to config.steps from the checkpoint; save the model when they are reached."""
         model, tokenizer, tokens = self._start(config.seed)
         convert_to_float8_training(model, BlockScaling())
+        moved = False
+
+        def tell(progress: Progress) -> None:
+            nonlocal moved
+            moved = True
+            on_progress(progress)
+
         result = train(
             model,
             packed_batches(
@@ -86,43 +121,63 @@ class Expert:
                 keep_stable=False,
             ),
             checkpoint_dir=self._folder / "checkpoint",
-            on_progress=on_progress,
+            on_progress=tell,
             should_stop=should_stop,
             # Whoever edits the schedule in the config means it, in mid-decay too.
             resume_with=Resume(override_schedule=True),
         )
-        if result.finished:
-            self._replace_model(model, tokenizer)
+        if result.finished and (moved or self.facts().steps != result.step):
+            self._replace_model(model, tokenizer, result.step)
         return result
 
-    def _replace_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    def _replace_model(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int
+    ) -> None:
         """Put the new model where the old one was; a crash leaves one of the two."""
         fresh, old = self._folder / "model.new", self._folder / "model.old"
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         save_model(model, tokenizer, fresh)
+        facts = ExpertFacts(
+            version=self.facts().version + 1,
+            steps=steps,
+            finished_unix_ms=time.time_ns() // 1_000_000,
+        )
+        write_durably(fresh / _FACTS, json.dumps(asdict(facts)))
+        sync_tree(fresh)
         if self.directory.exists():
             self.directory.rename(old)
         fresh.rename(self.directory)
+        sync(self._folder)
         shutil.rmtree(old, ignore_errors=True)
 
     def _start(
         self, seed: int
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, NDArray[np.int64]]:
         tokenizer_folder, tokens_file = self._folder / "tokenizer", self._folder / "tokens.npy"
-        if tokens_file.exists():
+        if tokens_file.exists() and not self._corpus_is_newer(tokens_file):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
             tokens: NDArray[np.int64] = np.load(tokens_file, allow_pickle=False)
         else:
             documents = read_corpus(self._corpus)
-            tokenizer = train_tokenizer(documents, self._model.vocab_size)
-            tokenizer.save_pretrained(tokenizer_folder)
+            if tokens_file.exists():  # new text in old words: the model knows no others
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+            else:
+                tokenizer = train_tokenizer(documents, self._model.vocab_size)
+                tokenizer.save_pretrained(tokenizer_folder)
+                sync_tree(tokenizer_folder)
             tokens = encode_documents(tokenizer, documents)
             partial = tokens_file.with_suffix(".partial.npy")
             np.save(partial, tokens)
+            sync(partial)
             partial.rename(tokens_file)
+            sync(self._folder)
         spec = ModelSpec(**{**self._model.model_dump(), "vocab_size": len(tokenizer)})
         return build_model(spec, seed), tokenizer, tokens
+
+    def _corpus_is_newer(self, tokens_file: Path) -> bool:
+        known = tokens_file.stat().st_mtime_ns
+        return self._corpus.exists() and self._corpus.stat().st_mtime_ns > known
 
 
 def open_expert(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -39,6 +39,11 @@ class FleetStub:
                 request_serializer=protos_dot_v1_dot_fleet__pb2.JoinRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_fleet__pb2.JoinReply.FromString,
                 _registered_method=True)
+        self.Attend = channel.stream_stream(
+                '/cofuse.v1.Fleet/Attend',
+                request_serializer=protos_dot_v1_dot_fleet__pb2.Beat.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_fleet__pb2.Summons.FromString,
+                _registered_method=True)
         self.CommitContribution = channel.unary_unary(
                 '/cofuse.v1.Fleet/CommitContribution',
                 request_serializer=protos_dot_v1_dot_fleet__pb2.CommitRequest.SerializeToString,
@@ -51,6 +56,14 @@ class FleetServicer:
 
     def Join(self, request, context):
         """Makes the caller known to the engine. Its key is that of its certificate. Safe to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attend(self, request_iterator, context):
+        """All that an idle participant holds open. It says how it is; it hears whether it is wanted.
+        The first answer comes at once, a further one whenever something has changed for the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +83,11 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=protos_dot_v1_dot_fleet__pb2.JoinRequest.FromString,
                     response_serializer=protos_dot_v1_dot_fleet__pb2.JoinReply.SerializeToString,
+            ),
+            'Attend': grpc.stream_stream_rpc_method_handler(
+                    servicer.Attend,
+                    request_deserializer=protos_dot_v1_dot_fleet__pb2.Beat.FromString,
+                    response_serializer=protos_dot_v1_dot_fleet__pb2.Summons.SerializeToString,
             ),
             'CommitContribution': grpc.unary_unary_rpc_method_handler(
                     servicer.CommitContribution,
@@ -104,6 +122,33 @@ class Fleet:
             '/cofuse.v1.Fleet/Join',
             protos_dot_v1_dot_fleet__pb2.JoinRequest.SerializeToString,
             protos_dot_v1_dot_fleet__pb2.JoinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attend(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cofuse.v1.Fleet/Attend',
+            protos_dot_v1_dot_fleet__pb2.Beat.SerializeToString,
+            protos_dot_v1_dot_fleet__pb2.Summons.FromString,
             options,
             channel_credentials,
             insecure,

@@ -145,3 +145,23 @@ class ListPivotsReply(_message.Message):
     PIVOTS_FIELD_NUMBER: _ClassVar[int]
     pivots: _containers.RepeatedCompositeFieldContainer[Pivot]
     def __init__(self, pivots: _Optional[_Iterable[_Union[Pivot, _Mapping]]] = ...) -> None: ...
+
+class WhyRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class WhyReply(_message.Message):
+    __slots__ = ("findings",)
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("says", "do")
+    SAYS_FIELD_NUMBER: _ClassVar[int]
+    DO_FIELD_NUMBER: _ClassVar[int]
+    says: str
+    do: str
+    def __init__(self, says: _Optional[str] = ..., do: _Optional[str] = ...) -> None: ...

@@ -64,6 +64,11 @@ class ResearchStub:
                 request_serializer=protos_dot_v1_dot_research__pb2.WatchRoundRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_research__pb2.RoundEvent.FromString,
                 _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/cofuse.v1.Research/Why',
+                request_serializer=protos_dot_v1_dot_research__pb2.WhyRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_research__pb2.WhyReply.FromString,
+                _registered_method=True)
         self.ListParticipants = channel.unary_unary(
                 '/cofuse.v1.Research/ListParticipants',
                 request_serializer=protos_dot_v1_dot_research__pb2.ListParticipantsRequest.SerializeToString,
@@ -127,6 +132,13 @@ class ResearchServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Why(self, request, context):
+        """Why something is as it is, in plain words, each with its remedy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListParticipants(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -184,6 +196,11 @@ def add_ResearchServicer_to_server(servicer, server):
                     servicer.WatchRound,
                     request_deserializer=protos_dot_v1_dot_research__pb2.WatchRoundRequest.FromString,
                     response_serializer=protos_dot_v1_dot_research__pb2.RoundEvent.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=protos_dot_v1_dot_research__pb2.WhyRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_research__pb2.WhyReply.SerializeToString,
             ),
             'ListParticipants': grpc.unary_unary_rpc_method_handler(
                     servicer.ListParticipants,
@@ -368,6 +385,33 @@ class Research:
             '/cofuse.v1.Research/WatchRound',
             protos_dot_v1_dot_research__pb2.WatchRoundRequest.SerializeToString,
             protos_dot_v1_dot_research__pb2.RoundEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cofuse.v1.Research/Why',
+            protos_dot_v1_dot_research__pb2.WhyRequest.SerializeToString,
+            protos_dot_v1_dot_research__pb2.WhyReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/v1/transfer.proto\x12\tcofuse.v1\"\x1d\n\x0bStatRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"5\n\tStatReply\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04\"M\n\nPutRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.cofuse.v1.PutHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"l\n\tPutHeader\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.cofuse.v1.ArtifactKind\"2\n\nGetRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*b\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x0b\n\x07PROMPTS\x10\x01\x12\t\n\x05\x45VALS\x10\x02\x12\x10\n\x0c\x43ONTRIBUTION\x10\x03\x12\t\n\x05PIVOT\x10\x04\x32\xa8\x01\n\x08Transfer\x12\x34\n\x04Stat\x12\x16.cofuse.v1.StatRequest\x1a\x14.cofuse.v1.StatReply\x12\x34\n\x03Put\x12\x15.cofuse.v1.PutRequest\x1a\x14.cofuse.v1.StatReply(\x01\x12\x30\n\x03Get\x12\x15.cofuse.v1.GetRequest\x1a\x10.cofuse.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/v1/transfer.proto\x12\tcofuse.v1\"\x1d\n\x0bStatRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"5\n\tStatReply\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04\"e\n\nPutRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.cofuse.v1.PutHeaderH\x00\x12!\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x10.cofuse.v1.ChunkH\x00\x42\x06\n\x04partJ\x04\x08\x02\x10\x03\"\x83\x01\n\tPutHeader\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x04\x12%\n\x04kind\x18\x04 \x01(\x0e\x32\x17.cofuse.v1.ArtifactKind\x12\x15\n\rprefix_sha256\x18\x05 \x01(\x0c\"2\n\nGetRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\"%\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c*b\n\x0c\x41rtifactKind\x12\x1d\n\x19\x41RTIFACT_KIND_UNSPECIFIED\x10\x00\x12\x0b\n\x07PROMPTS\x10\x01\x12\t\n\x05\x45VALS\x10\x02\x12\x10\n\x0c\x43ONTRIBUTION\x10\x03\x12\t\n\x05PIVOT\x10\x04\x32\xaa\x01\n\x08Transfer\x12\x34\n\x04Stat\x12\x16.cofuse.v1.StatRequest\x1a\x14.cofuse.v1.StatReply\x12\x36\n\x03Put\x12\x15.cofuse.v1.PutRequest\x1a\x14.cofuse.v1.StatReply(\x01\x30\x01\x12\x30\n\x03Get\x12\x15.cofuse.v1.GetRequest\x1a\x10.cofuse.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.transfer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ARTIFACTKIND']._serialized_start=389
-  _globals['_ARTIFACTKIND']._serialized_end=487
+  _globals['_ARTIFACTKIND']._serialized_start=453
+  _globals['_ARTIFACTKIND']._serialized_end=551
   _globals['_STATREQUEST']._serialized_start=39
   _globals['_STATREQUEST']._serialized_end=68
   _globals['_STATREPLY']._serialized_start=70
   _globals['_STATREPLY']._serialized_end=123
   _globals['_PUTREQUEST']._serialized_start=125
-  _globals['_PUTREQUEST']._serialized_end=202
-  _globals['_PUTHEADER']._serialized_start=204
-  _globals['_PUTHEADER']._serialized_end=312
-  _globals['_GETREQUEST']._serialized_start=314
-  _globals['_GETREQUEST']._serialized_end=364
-  _globals['_CHUNK']._serialized_start=366
-  _globals['_CHUNK']._serialized_end=387
-  _globals['_TRANSFER']._serialized_start=490
-  _globals['_TRANSFER']._serialized_end=658
+  _globals['_PUTREQUEST']._serialized_end=226
+  _globals['_PUTHEADER']._serialized_start=229
+  _globals['_PUTHEADER']._serialized_end=360
+  _globals['_GETREQUEST']._serialized_start=362
+  _globals['_GETREQUEST']._serialized_end=412
+  _globals['_CHUNK']._serialized_start=414
+  _globals['_CHUNK']._serialized_end=451
+  _globals['_TRANSFER']._serialized_start=554
+  _globals['_TRANSFER']._serialized_end=724
 # @@protoc_insertion_point(module_scope)

@@ -39,7 +39,7 @@ class TransferStub:
                 request_serializer=protos_dot_v1_dot_transfer__pb2.StatRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_transfer__pb2.StatReply.FromString,
                 _registered_method=True)
-        self.Put = channel.stream_unary(
+        self.Put = channel.stream_stream(
                 '/cofuse.v1.Transfer/Put',
                 request_serializer=protos_dot_v1_dot_transfer__pb2.PutRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_transfer__pb2.StatReply.FromString,
@@ -62,7 +62,11 @@ class TransferServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Put(self, request_iterator, context):
-        """A header, then the bytes from header.offset_bytes on. Durable once the reply says complete.
+        """A header, then the bytes from header.offset_bytes on. Every 2 MiB that count are answered, and
+        at least one chunk a second; so is the wait at the end. Durable once an answer says complete.
+        Who sends keeps at most 4 MiB unanswered: a cut costs no more, and silence is a stall.
+        A chunk that does not fit its digest is refused and costs only itself. A newer Put of the same
+        file by the same caller takes over from an older one, whose connection may be long dead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,7 +87,7 @@ def add_TransferServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_v1_dot_transfer__pb2.StatRequest.FromString,
                     response_serializer=protos_dot_v1_dot_transfer__pb2.StatReply.SerializeToString,
             ),
-            'Put': grpc.stream_unary_rpc_method_handler(
+            'Put': grpc.stream_stream_rpc_method_handler(
                     servicer.Put,
                     request_deserializer=protos_dot_v1_dot_transfer__pb2.PutRequest.FromString,
                     response_serializer=protos_dot_v1_dot_transfer__pb2.StatReply.SerializeToString,
@@ -142,7 +146,7 @@ class Transfer:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.stream_unary(
+        return grpc.experimental.stream_stream(
             request_iterator,
             target,
             '/cofuse.v1.Transfer/Put',

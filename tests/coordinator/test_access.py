@@ -1,13 +1,15 @@
 """The role table covers the wire, and grants nothing to nobody."""
 
+from grpc_health.v1 import health_pb2
+
 from coordinator.access import GET_KINDS, PUT_ROLES, ROLES
-from protos.v1 import fleet_pb2, research_pb2, transfer_pb2
+from protos.v1 import fleet_pb2, recurring_pb2, research_pb2, transfer_pb2
 
 
 def test_the_table_names_every_call_and_no_other() -> None:
     calls = {
         f"/{service.full_name}/{method.name}"
-        for module in (fleet_pb2, research_pb2, transfer_pb2)
+        for module in (fleet_pb2, health_pb2, recurring_pb2, research_pb2, transfer_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }

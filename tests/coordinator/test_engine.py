@@ -31,15 +31,14 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator import flower_run
 from coordinator.engine import (
     FLEET_ROUTES,
-    MAX_BODY_BYTES,
     Engine,
     EngineConfig,
     Reply,
-    _reply_of,
-    _Run,
 )
+from coordinator.flower_run import Run, reply_of
 from participant.engine import Engine as ParticipantEngine
 from participant.engine import Task, TaskLostError
 from trust import ca
@@ -270,7 +269,7 @@ def test_messages_leave_nothing_behind(
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_reply_are_an_error_of_the_participant(content: bytes) -> None:
     object_id = hashlib.sha256(content).hexdigest()
-    assert _reply_of(object_id, {object_id: content}).error is not None
+    assert reply_of(object_id, {object_id: content}).error is not None
 
 
 # --- what nobody can do ---------------------------------------------------------------------
@@ -369,8 +368,8 @@ def test_without_a_certificate_of_the_authority_there_is_no_connection(
             suppress(ssl.SSLError, ConnectionError),
         ):
             assert secured.recv(1) == b""
-    server = consortium.engine._server
-    assert server is not None
+    assert consortium.engine._port is not None
+    server = consortium.engine._port._server
     assert server.config.ssl is not None
     assert server.config.ssl.verify_mode == ssl.CERT_REQUIRED
     assert server.config.ssl.minimum_version == ssl.TLSVersion.TLSv1_3
@@ -452,14 +451,6 @@ def test_a_member_with_its_own_key_is_let_through(
             assert answer.status_code == status
 
 
-def test_a_flood_is_cut_off(consortium: Consortium) -> None:
-    holder = consortium.identity("participant", "alpha")
-    with dial(consortium, holder) as client:
-        flood = b"x" * (MAX_BODY_BYTES + 1)
-        answer = client.post("/v1/fleet/push-object", content=flood, headers=signed(holder))
-        assert answer.status_code == 413
-
-
 # --- what restarts do -----------------------------------------------------------------------
 
 
@@ -487,6 +478,72 @@ def test_a_supernode_that_is_killed_is_back_within_seconds(
     time.sleep(1.0)  # the supervisor has noticed
     assert engine.wait_until_online(ONLINE_S)
     assert consortium.deliver({node: "2"}) == {node: echoed(2)}
+
+
+class HeldPoll(threading.Event):
+    """A delivery's stop event, whose first wait ends only when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.go.wait(DELIVERY_S)
+        return super().wait(timeout)
+
+
+def test_a_message_lost_between_two_polls_is_noticed_and_goes_out_again(
+    consortium: Consortium, answering: dict[int, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower says nothing here: the node is online before and after, and has the message."""
+    monkeypatch.setattr(flower_run, "LOST_S", 0.5)
+    node, _ = answering
+    engine = answering[node].engine
+    poll, taken, back = HeldPoll(), threading.Event(), threading.Event()
+    replies: dict[int, Reply] = {}
+    answering[node].answer = lambda _task: taken.set()
+    delivery = threading.Thread(
+        target=consortium.engine.deliver,
+        args=({node: "1"},),
+        kwargs={
+            "on_reply": replies.__setitem__,
+            "stop": poll,
+            "deadline_s": DELIVERY_S,
+            "idle_s": lambda _node: 60.0 if back.is_set() else 0.0,
+        },
+    )
+    delivery.start()
+    assert taken.wait(DELIVERY_S)
+    assert engine._child is not None
+    first = engine._child
+    first.kill()
+    first.wait()
+    answering[node].answer = echo
+    ends = time.monotonic() + ONLINE_S
+    while engine._child in (first, None) or not engine.wait_until_online(0.1):
+        assert time.monotonic() < ends
+    poll.go.set()
+    delivery.join(2.0)
+    assert replies == {}  # it is lost, and without another witness nobody would ever know
+    back.set()
+    delivery.join()
+    assert replies == {node: echoed(1)}
+
+
+def test_a_dismissed_supernode_leaves_and_a_summoned_one_comes(
+    consortium: Consortium, answering: dict[int, Worker]
+) -> None:
+    node, _ = answering
+    engine = answering[node].engine
+    engine.summon(None)
+    ends = time.monotonic() + 10.0
+    while node in consortium.engine.online():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    assert engine._child is None
+    engine.summon(consortium.engine.public_address)
+    assert engine.wait_until_online(ONLINE_S)
+    assert consortium.deliver({node: "1"}) == {node: echoed(1)}
 
 
 PARTICIPANT = """
@@ -548,7 +605,7 @@ def test_a_coordinator_restarts_on_its_state_and_participants_come_back(
 def test_runs_that_a_dead_coordinator_left_are_ended_at_the_next_start(
     consortium: Consortium, answering: dict[int, Worker]
 ) -> None:
-    orphan = _Run(consortium.engine._state)
+    orphan = Run(consortium.engine._state)
     port = int(consortium.engine.public_address.split(":")[1])
     consortium.engine.stop()
     consortium.engine = Engine(consortium.config(port))

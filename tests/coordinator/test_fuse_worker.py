@@ -1,14 +1,22 @@
 """Which runs a spec asks for, and that a result appears whole or not at all."""
 
+import errno
+import fcntl
+import os
+import threading
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from coordinator.fuse_job import FuseJob
+from coordinator import fuse_worker
+from coordinator.fuse_job import TRY_AGAIN, FuseJob
 from coordinator.fuse_worker import _whole
 from coordinator.fusion_runs import plan
 from coordinator.pivot_card import model_card, table
+from protos.process import PARENT_VARIABLE
 from protos.spec import RoundSpec
 
 
@@ -89,3 +97,69 @@ def test_the_model_card_shows_every_number_and_the_lineage() -> None:
     for text in ("2.000", "1.750", "**unified**", "pivot-0", "f" * 16, "top 16"):
         assert text in card
     assert "1.125" in table(scores, digits=3, mark="unified")
+
+
+def test_a_folder_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a folder that is there is whole: no file in it is short."""
+    synced = []
+    sync = os.fsync
+
+    def note(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").resolve())
+        sync(handle)
+
+    def write(partial: Path) -> None:
+        (partial / "deep").mkdir(parents=True)
+        (partial / "deep" / "file").write_text("x")
+
+    monkeypatch.setattr(os, "fsync", note)
+    _whole(tmp_path / "result", write)
+    partial = tmp_path / "result.partial"
+    assert set(synced[:-1]) == {partial, partial / "deep", partial / "deep" / "file"}
+    assert synced[-1] == tmp_path
+
+
+@pytest.fixture
+def lone_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job's folder; the worker runs in this process and must not change it."""
+    monkeypatch.setattr(fuse_worker, "die_with_parent", lambda: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setenv(PARENT_VARIABLE, "0")
+    FuseJob(
+        directory=tmp_path, round_id="rnd-1", pivot_name="pivot-1", spec=spec(),
+        pivot_files={}, contributions={}, reports={}, prompts=None, evals=None,
+    ).save()  # fmt: skip
+    return tmp_path
+
+
+def test_a_worker_waits_until_an_older_one_of_its_folder_is_gone(
+    lone_worker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    monkeypatch.setattr(fuse_worker, "work", lambda _: begun.set())
+    with (lone_worker / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        worker = threading.Thread(target=fuse_worker.main, args=([str(lone_worker)],))
+        worker.start()
+        assert not begun.wait(0.3)
+    assert begun.wait(10)
+    worker.join()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(OSError(errno.ENOSPC, "full"), TRY_AGAIN), (BrokenProcessPool(), TRY_AGAIN)],
+)
+def test_what_the_machine_lacks_is_told_from_what_the_job_does_wrong(
+    lone_worker: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    def fail(found: Exception) -> None:
+        raise found
+
+    monkeypatch.setattr(fuse_worker, "work", lambda _: fail(error))
+    assert fuse_worker.main([str(lone_worker)]) == status
+    monkeypatch.setattr(fuse_worker, "work", lambda _: fail(OSError(errno.EACCES, "no")))
+    with pytest.raises(PermissionError):
+        fuse_worker.main([str(lone_worker)])

@@ -14,17 +14,17 @@ from trust.ca import Role, create_authority, new_identity, sign_request
 MakeIdentity = Callable[[Role, str], TlsFiles]
 
 
-@pytest.fixture
-def identities(tmp_path: Path) -> MakeIdentity:
-    """Make certificates of one authority."""
-    authority = tmp_path / "ca"
+def identities_at(folder: Path) -> MakeIdentity:
+    """Make certificates of one authority, below a folder."""
+    authority = folder / "ca"
     create_authority(authority, "test")
 
     def make(role: Role, name: str) -> TlsFiles:
-        home = tmp_path / f"{role}-{name}"
-        request = new_identity(home, role, name)
-        certificate = sign_request(authority, request, role=role, name=name)
-        (home / "certificate.pem").write_bytes(certificate)
+        home = folder / f"{role}-{name}"
+        if not home.exists():
+            request = new_identity(home, role, name)
+            certificate = sign_request(authority, request, role=role, name=name)
+            (home / "certificate.pem").write_bytes(certificate)
         return TlsFiles(
             ca=authority / "ca.pem", certificate=home / "certificate.pem", key=home / "key.pem"
         )
@@ -32,16 +32,26 @@ def identities(tmp_path: Path) -> MakeIdentity:
     return make
 
 
-@pytest.fixture
-def address(tmp_path: Path, identities: MakeIdentity) -> Iterator[str]:
-    """Serve a coordinator whose rounds wait for an operator; yield its address."""
+def config_at(folder: Path, identities: MakeIdentity) -> CoordinatorConfig:
+    """A coordinator whose rounds wait for an operator."""
     files = identities("coordinator", "coordinator")
-    config = CoordinatorConfig(
+    return CoordinatorConfig(
         listen="127.0.0.1:0",
         engine_listen="127.0.0.1:0",
-        data_dir=tmp_path / "data",
+        data_dir=folder / "data",
         max_upload_bytes=50_000_000,
         tls=TlsConfig(ca=files.ca, certificate=files.certificate, key=files.key),
     )
-    with serving(config) as running:
+
+
+@pytest.fixture
+def identities(tmp_path: Path) -> MakeIdentity:
+    """Make certificates of one authority."""
+    return identities_at(tmp_path)
+
+
+@pytest.fixture
+def address(tmp_path: Path, identities: MakeIdentity) -> Iterator[str]:
+    """Serve a coordinator whose rounds wait for an operator; yield its address."""
+    with serving(config_at(tmp_path, identities)) as running:
         yield running.address

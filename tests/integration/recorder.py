@@ -29,6 +29,7 @@ class Recorder:
         self._accept_tls.verify_mode = ssl.CERT_REQUIRED
         self._clients: dict[bytes, tuple[str, ssl.SSLContext]] = {}
         self._streams: list[tuple[str, bytearray]] = []
+        self._answers: list[tuple[str, bytearray]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -47,6 +48,14 @@ class Recorder:
         """Everything the client sent: raw, and again with HTTP/2's framing taken out."""
         raw = [bytes(stream) for who, stream in self._streams if who == name]
         return b"\n".join([*raw, *(_payload(stream) for stream in raw)])
+
+    def inbound_data(self, name: str) -> bytes:
+        """What the messages to the client held, HTTP/2's framing taken out."""
+        return b"".join(_data(bytes(stream)) for who, stream in self._answers if who == name)
+
+    def connections(self, name: str) -> int:
+        """How often the client has connected."""
+        return sum(who == name for who, _ in self._streams)
 
     def _prepared(self, tls: ssl.SSLContext, pair: tuple[Path, Path]) -> ssl.SSLContext:
         tls.load_cert_chain(*pair)
@@ -70,19 +79,19 @@ class Recorder:
             outer = tls.wrap_socket(
                 socket.create_connection((host, int(port))), server_hostname=host
             )
-            record = bytearray()
+            record, answers = bytearray(), bytearray()
             self._streams.append((name, record))
-            back = threading.Thread(target=_pump, args=(outer, inner, None), daemon=True)
+            self._answers.append((name, answers))
+            back = threading.Thread(target=_pump, args=(outer, inner, answers), daemon=True)
             back.start()
             _pump(inner, outer, record)
             back.join()
 
 
-def _pump(source: ssl.SSLSocket, sink: ssl.SSLSocket, record: bytearray | None) -> None:
+def _pump(source: ssl.SSLSocket, sink: ssl.SSLSocket, record: bytearray) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
-            if record is not None:
-                record += data
+            record += data
             sink.sendall(data)
     for end in (source, sink):
         with contextlib.suppress(OSError):
@@ -93,7 +102,11 @@ def _payload(stream: bytes) -> bytes:
     """The DATA frames of an HTTP/2 stream, joined; other bytes as they are."""
     if not stream.startswith(_PREFACE):
         return stream
-    at, parts = len(_PREFACE), []
+    return _data(stream[len(_PREFACE) :])
+
+
+def _data(stream: bytes) -> bytes:
+    at, parts = 0, []
     while at + _FRAME_HEADER <= len(stream):
         length = int.from_bytes(stream[at : at + 3], "big")
         if stream[at + 3] == _DATA:

@@ -56,7 +56,7 @@ def test_a_demo_answers_with_all_its_keys(
 def test_ctrl_c_ends_everything_it_started(tmp_path: Path) -> None:
     demo = _training_demo(tmp_path)
     children = psutil.Process(demo.pid).children(recursive=True)
-    assert len(children) >= 5
+    assert len(children) >= 4  # the coordinator and three hospitals; more as work begins
     demo.send_signal(signal.SIGINT)
     out, err = demo.communicate(timeout=60)
     assert demo.returncode == 130, err

@@ -53,7 +53,9 @@ def test_the_release_is_the_one_the_engines_were_written_for() -> None:
     assert version("flwr") == "1.41.0"
 
 
-@pytest.mark.parametrize("module", ["coordinator.engine", "participant.supernode"])
+@pytest.mark.parametrize(
+    "module", ["coordinator.engine", "coordinator.flower_run", "participant.supernode"]
+)
 def test_nothing_phones_home(module: str) -> None:
     """In a process of its own: the switches count only before the first import of flwr."""
     program = (
@@ -67,7 +69,9 @@ def test_nothing_phones_home(module: str) -> None:
     assert ended.stdout == ""
 
 
-@pytest.mark.parametrize("module", ["coordinator.engine", "participant.supernode"])
+@pytest.mark.parametrize(
+    "module", ["coordinator.engine", "coordinator.flower_run", "participant.supernode"]
+)
 def test_the_switches_stand_before_the_first_import_of_flwr(module: str) -> None:
     path = Path(*module.split(".")).with_suffix(".py")
     lines = (Path(__file__).parents[2] / path).read_text().splitlines()

@@ -88,6 +88,7 @@ def test_from_nothing_to_a_pivot(shell: Shell) -> None:
     shell.run(
         "coordinator", "init", "hub",
         "--listen", at, "--engine-listen", f"127.0.0.1:{ports[1]}",
+        "--ops-listen", "127.0.0.1:0",
     )  # fmt: skip
     shell.run("coordinator", "init", "hub", status=2)  # an authority is never overwritten
     for role, name in (("operator", "grace"), ("researcher", "ada")):

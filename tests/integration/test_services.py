@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from coordinator.access import ROLES
 from fusion.codec import write_logits
 from fusion.extract import extract_logits
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
-from participant import client as client_module
 from participant.client import Client
-from protos.chunks import put_requests, sha256_of
+from protos.chunks import CHUNK_BYTES, put_requests, sha256_of
 from protos.errors import RemoteError, remote_errors
 from protos.public_sets import write_prompts
+from protos.recurring import RecurringSpec
 from protos.spec import RoundSpec
 from protos.tls import TlsFiles, dial
 from protos.v1 import fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
@@ -128,11 +129,10 @@ def stranger(tmp_path: Path) -> TlsFiles:
 
 
 def test_a_certificate_of_another_authority_is_told_what_to_check(
-    address: str, identities: MakeIdentity, stranger: TlsFiles, monkeypatch: pytest.MonkeyPatch
+    address: str, identities: MakeIdentity, stranger: TlsFiles
 ) -> None:
-    monkeypatch.setattr(client_module, "RETRY_S", 0.5)
     ours = identities("participant", "x").ca
-    client = Client(address, dataclasses.replace(stranger, ca=ours))
+    client = Client(address, dataclasses.replace(stranger, ca=ours), patience_s=0.5)
     with pytest.raises(
         RemoteError, match=r"certificate\.pem was issued by its authority"
     ) as caught:
@@ -159,14 +159,14 @@ def test_a_participant_cannot_read_what_another_one_shipped(
     sha256 = sha256_of(path)
     channels = {name: dial(address, identities("participant", name)) for name in ("a", "b")}
     stubs = {name: transfer_pb2_grpc.TransferStub(channel) for name, channel in channels.items()}
-    stubs["a"].Put(put_requests(path, sha256, transfer_pb2.CONTRIBUTION, 0))
+    list(stubs["a"].Put(put_requests(path, sha256, transfer_pb2.CONTRIBUTION, 0)))
     for name in ("a", "b"):
         with pytest.raises(RemoteError, match="no file"), remote_errors():
             list(stubs[name].Get(transfer_pb2.GetRequest(sha256=sha256)))
     assert not stubs["b"].Stat(transfer_pb2.StatRequest(sha256=sha256)).complete
     for kind in (transfer_pb2.PIVOT, transfer_pb2.PROMPTS):
         with pytest.raises(RemoteError, match="may not put"), remote_errors():
-            stubs["a"].Put(put_requests(path, sha256, kind, 0))
+            list(stubs["a"].Put(put_requests(path, sha256, kind, 0)))
     for channel in channels.values():
         channel.close()
 
@@ -321,7 +321,7 @@ def test_an_upload_cut_short_resumes_and_a_wrong_digest_is_refused(
     address: str, identities: MakeIdentity, tmp_path: Path
 ) -> None:
     path = tmp_path / "big"
-    path.write_bytes(np.random.default_rng(0).bytes(9_000_000))
+    path.write_bytes(np.random.default_rng(0).bytes(3_000_000))
     sha256 = sha256_of(path)
     channel = dial(address, identities("participant", "a"))
     stub = transfer_pb2_grpc.TransferStub(channel)
@@ -332,16 +332,23 @@ def test_an_upload_cut_short_resumes_and_a_wrong_digest_is_refused(
         yield next(requests)
 
     with pytest.raises(RemoteError) as caught, remote_errors():
-        stub.Put(cut())
+        list(stub.Put(cut()))
     assert caught.value.error_id == "truncated_upload"
     status = stub.Stat(transfer_pb2.StatRequest(sha256=sha256))
-    assert (status.complete, status.received_bytes) == (False, 4 * 1024 * 1024)
+    assert (status.complete, status.received_bytes) == (False, CHUNK_BYTES)
     rest = put_requests(path, sha256, transfer_pb2.CONTRIBUTION, status.received_bytes)
-    assert stub.Put(rest).complete
+    assert list(stub.Put(rest))[-1].complete
 
     wrong = hashlib.sha256(b"something else").hexdigest()
+
+    def renamed() -> Iterator[transfer_pb2.PutRequest]:
+        for request in put_requests(path, sha256, transfer_pb2.CONTRIBUTION, 0):
+            if request.WhichOneof("part") == "header":
+                request.header.sha256 = wrong
+            yield request
+
     with pytest.raises(RemoteError) as caught, remote_errors():
-        stub.Put(put_requests(path, wrong, transfer_pb2.CONTRIBUTION, 0))
+        list(stub.Put(renamed()))
     assert caught.value.error_id == "wrong_digest"
     assert stub.Stat(transfer_pb2.StatRequest(sha256=wrong)).received_bytes == 0
     channel.close()
@@ -356,7 +363,7 @@ def test_a_file_larger_than_the_limit_is_refused_before_its_bytes(
     )
     stub = transfer_pb2_grpc.TransferStub(channel)
     with pytest.raises(RemoteError) as caught, remote_errors():
-        stub.Put(iter([transfer_pb2.PutRequest(header=header)]))
+        list(stub.Put(iter([transfer_pb2.PutRequest(header=header)])))
     assert caught.value.error_id == "too_large"
     channel.close()
 
@@ -383,3 +390,28 @@ def test_joining_twice_is_one_participant(researcher: Coordinator, participant: 
     assert participant.join("again") == participant.join("and again")
     assert list(researcher.participants()) == ["st-mary"]
     assert fleet_pb2.JoinRequest().software_version == ""
+
+
+# --------------------------------------------------------------------------------- the calendar
+
+
+def test_rounds_by_the_calendar_are_started_shown_and_stopped(
+    operator: Coordinator, researcher: Coordinator, round_id: str, public: Path
+) -> None:
+    weekly = RecurringSpec(name="weekly", every="0 2 * * sun", round=_spec())
+    with pytest.raises(RemoteError, match="not for the role"):
+        researcher.start_recurring(weekly, folder=public)
+    with pytest.raises(RemoteError, match="pivot-7"):
+        operator.start_recurring(
+            weekly.model_copy(update={"round": _spec(pivot="pivot-7")}), folder=public
+        )
+    started = operator.start_recurring(weekly, folder=public, request_id="once")
+    assert operator.start_recurring(weekly, folder=public, request_id="once") == started
+    (shown,) = researcher.recurring()
+    assert (shown.recurring_id, shown.state, shown.spec.every) == (started, "ACTIVE", "0 2 * * sun")
+    assert shown.due_unix_ms > time.time() * 1000
+    assert operator.stop_recurring(started).state == "STOPPED"
+    assert "grace" in researcher.recurring()[0].detail
+    with pytest.raises(RemoteError) as caught:
+        operator.stop_recurring("rec-9")
+    assert caught.value.error_id == "unknown_recurring"

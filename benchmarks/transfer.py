@@ -1,0 +1,211 @@
+"""How fast a file goes in and out over mutual TLS, against a bare gRPC stream of the same run.
+
+    python benchmarks/transfer.py [--mib 1024] [--turns 3] [--json]
+
+The coordinator's Transfer service runs in a process of its own, on loopback. Up: a file that has
+been named (hashed) before, from Stat until the answer that says it is durable; every chunk is
+checked, written and synced. Down: the whole file, checked, written and synced. Raw: as many bytes
+in chunks of the same size through a stream that is read and thrown away: no hash, no disk, no
+protobuf; its server is another process, so that its buffers do not hide what ours needs. They take
+turns; figures are medians. Growth is of the service's resident memory over what it had before its
+first big file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+# Run as a script, this file's own folder comes first on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import grpc
+import numpy as np
+import psutil
+
+from coordinator.artifacts import Artifacts
+from coordinator.store import Store
+from coordinator.transfer_service import TransferService
+from protos.chunks import CHUNK_BYTES, sha256_of
+from protos.messages import FileRef
+from protos.tls import SERVER_OPTIONS, TlsFiles, dial, server_credentials
+from protos.transfer import Transfer
+from protos.v1 import transfer_pb2, transfer_pb2_grpc
+from trust.ca import Role, create_authority, new_identity, sign_request
+
+RAW: Final = "/benchmark/Raw"
+MIB: Final = 1024 * 1024
+
+
+class RawStream(grpc.GenericRpcHandler):
+    """Counts bytes and throws them away; known methods are left to others."""
+
+    def service(self, details: Any) -> Any:
+        """Handle RAW alone."""
+        if details.method != RAW:
+            return None
+        return grpc.stream_unary_rpc_method_handler(
+            lambda chunks, _: b"%d" % sum(len(chunk) for chunk in chunks)
+        )
+
+
+def identity(home: Path, role: Role, name: str) -> TlsFiles:
+    """A certificate of the benchmark's authority, made at its first use."""
+    folder = home / role
+    files = TlsFiles(
+        ca=home / "ca" / "ca.pem", certificate=folder / "certificate.pem", key=folder / "key.pem"
+    )
+    if not files.certificate.exists():
+        request = new_identity(folder, role, name)
+        files.certificate.write_bytes(sign_request(home / "ca", request, role=role, name=name))
+    return files
+
+
+def serve(home: Path, raw_only: bool) -> None:
+    """Print the port and serve until stdin ends."""
+    server = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
+    if raw_only:
+        server.add_generic_rpc_handlers((RawStream(),))
+    else:
+        store = Store.at(home / "db.sqlite")
+        service = TransferService(Artifacts(home / "artifacts"), store, 2**40)
+        transfer_pb2_grpc.add_TransferServicer_to_server(service, server)
+    credentials = server_credentials(identity(home, "coordinator", "coordinator"))
+    print(server.add_secure_port("127.0.0.1:0", credentials), flush=True)
+    server.start()
+    sys.stdin.read()
+
+
+class Server:
+    """A process that serves, and a channel to it."""
+
+    def __init__(self, home: Path, caller: TlsFiles, kind: str) -> None:
+        command = [sys.executable, __file__, "--serve", str(home), "--kind", kind]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.channel = dial(f"127.0.0.1:{self._process.stdout.readline().strip()}", caller)
+        self.pid = self._process.pid
+
+    def close(self) -> None:
+        """End both."""
+        self.channel.close()
+        self._process.communicate("")
+
+
+def noise(path: Path, mib: int, seed: int) -> str:
+    """Write a file of random bytes; return its sha256."""
+    dice = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        for _ in range(mib):
+            file.write(dice.bytes(MIB))
+    return sha256_of(path)
+
+
+def raw(channel: grpc.Channel, mib: int) -> None:
+    """Send that much through the bare stream."""
+    chunk = bytes(CHUNK_BYTES)
+    chunks: Iterator[bytes] = (chunk for _ in range(mib * MIB // CHUNK_BYTES))
+    assert int(channel.stream_unary(RAW)(chunks)) == mib * MIB
+
+
+class Watch:
+    """The highest resident memory of a process while the block runs."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._stop = threading.Event()
+        self.peak_bytes = 0
+
+    def __enter__(self) -> Watch:
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.02):
+            self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def measure(home: Path, mib: int, turns: int) -> dict[str, float]:
+    """All figures; see above."""
+    create_authority(home / "ca", "benchmark")
+    identity(home, "coordinator", "coordinator")
+    operator = identity(home, "operator", "a")
+    bare, ours = (Server(home, operator, kind) for kind in ("raw", "transfer"))
+    transfer = Transfer(ours.channel)
+    seconds: dict[str, list[float]] = {"raw": [], "up": [], "down": []}
+    path = home / "noise"
+    small = FileRef(name="small", sha256=noise(path, 8, 0), size_bytes=8 * MIB)
+    transfer.put(path, small.sha256, transfer_pb2.PIVOT)  # imports, buffers, threads
+    transfer.get(small, home)
+    raw(bare.channel, 64)
+    before = psutil.Process(ours.pid).memory_info().rss
+    with Watch(ours.pid) as memory:
+        for turn in range(turns):
+            file = FileRef(name="got", sha256=noise(path, mib, turn + 1), size_bytes=mib * MIB)
+            for name, work in {
+                "raw": lambda: raw(bare.channel, mib),
+                "up": lambda file=file: transfer.put(path, file.sha256, transfer_pb2.PIVOT),
+                "down": lambda file=file: transfer.get(file, home),
+            }.items():
+                seconds[name].append(timed(work))
+    for server in (bare, ours):
+        server.close()
+    rate = {name: mib * MIB / 1e6 / statistics.median(s) for name, s in seconds.items()}
+    return {
+        "ratio_raw": statistics.median(
+            r / u for r, u in zip(seconds["raw"], seconds["up"], strict=True)
+        ),
+        "rss_growth_mib": (memory.peak_bytes - before) / MIB,
+        "mb_per_s": rate["up"],
+        "down_mb_per_s": rate["down"],
+        "raw_mb_per_s": rate["raw"],
+        "mib": mib,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="only the line of JSON")
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", default="transfer", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve is not None:
+        serve(arguments.serve, raw_only=arguments.kind == "raw")
+        return
+    with tempfile.TemporaryDirectory() as home:
+        found = measure(Path(home), arguments.mib, arguments.turns)
+    if not arguments.json:
+        for name, value in found.items():
+            print(f"{name:>16} {value:10.3f}")
+    print(json.dumps({name: round(value, 3) for name, value in found.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The revisions; each file says in one line why it exists."""

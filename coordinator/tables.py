@@ -1,0 +1,165 @@
+"""What the coordinator remembers: the tables, and one frozen dataclass for a row of each.
+
+A change here needs a revision in coordinator/migrations/versions; a test fails until both agree.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table, Text
+
+from coordinator.rounds import State
+from protos.messages import FileRef
+
+META = MetaData()
+PARTICIPANTS = Table(
+    "participants",
+    META,
+    Column("name", String(40), primary_key=True),
+    Column("node_id", String(24), nullable=False),  # 64 unsigned bits: more than SQL's integers
+    Column("public_key", LargeBinary, nullable=False),
+    Column("joined_unix_ms", BigInteger, nullable=False),
+)
+ROUNDS = Table(
+    "rounds",
+    META,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("request_id", String(120), unique=True, nullable=False),
+    Column("submitted_by", String(40), nullable=False),
+    Column("spec_json", Text, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("created_unix_ms", BigInteger, nullable=False),
+    Column("deadline_unix_ms", BigInteger, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("pivot_name", String(20), nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("lease_unix_ms", BigInteger, nullable=False, server_default="0"),
+    Column("losses", Integer, nullable=False, server_default="0"),
+)
+CONTRIBUTIONS = Table(
+    "contributions",
+    META,
+    Column("round_id", String(20), primary_key=True),
+    Column("participant", String(40), primary_key=True),
+    Column("status", String(12), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("committed_unix_ms", BigInteger, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("report_json", Text, nullable=False),
+    Column("lease_unix_ms", BigInteger, nullable=False, server_default="0"),
+)
+EVENTS = Table(
+    "events",
+    META,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("round_id", String(20), nullable=False, index=True),
+    Column("time_unix_ms", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("body_json", Text, nullable=False),
+)
+ARTIFACTS = Table(
+    "artifacts",
+    META,
+    Column("sha256", String(64), primary_key=True),
+    Column("owner", String(40), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+)
+PIVOTS = Table(
+    "pivots",
+    META,
+    Column("name", String(20), primary_key=True),
+    Column("parent", String(20), nullable=False),
+    Column("round_id", String(20), nullable=False),
+    Column("files_json", Text, nullable=False),
+    Column("evals_json", Text, nullable=False),
+    Column("created_unix_ms", BigInteger, nullable=False),
+)
+EXPERTS = Table(
+    "experts",
+    META,
+    Column("participant", String(40), primary_key=True),
+    Column("version", String(64), nullable=False),
+    Column("changed_unix_ms", BigInteger, nullable=False),
+)
+RECURRING = Table(
+    "recurring",
+    META,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("request_id", String(120), unique=True, nullable=False),
+    Column("submitted_by", String(40), nullable=False),
+    Column("spec_json", Text, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("due_unix_ms", BigInteger, nullable=False),
+    Column("last_round_id", String(20), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """One round as stored."""
+
+    round_id: str
+    submitted_by: str
+    spec_json: str
+    state: State
+    created_unix_ms: int
+    deadline_unix_ms: int
+    detail: str
+    pivot_name: str
+    attempt: int
+    """Of the fusion worker."""
+    lease_unix_ms: int
+    """The worker's; 0 while it waits for its turn."""
+    losses: int
+    """Workers lost so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionRow:
+    """One participant's part in one round."""
+
+    round_id: str
+    participant: str
+    status: str
+    attempt: int
+    sha256: str
+    size_bytes: int
+    committed_unix_ms: int
+    detail: str
+    report_json: str
+    lease_unix_ms: int
+    """Until then this attempt may go on unheard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    """One line of a round's story."""
+
+    seq: int
+    time_unix_ms: int
+    kind: str
+    body_json: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantRow:
+    """One enrolled participant."""
+
+    name: str
+    node_id: int
+    joined_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PivotRow:
+    """One version of the pivot."""
+
+    name: str
+    parent: str
+    round_id: str
+    files: tuple[FileRef, ...]
+    evals_json: str
+    created_unix_ms: int

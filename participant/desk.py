@@ -1,0 +1,75 @@
+"""Questions that lie open: accepted on disk, each with the connection that waits for its answer."""
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from participant.engine import Engine, Task, TaskLostError
+from participant.spool import Entry, Spool
+from protos.messages import Assignment
+
+
+class Desk:
+    """Takes tasks from the engine into the spool, and answers them."""
+
+    def __init__(self, engine: Engine, spool: Spool, on_change: Callable[[], None]) -> None:
+        """Args: on_change: called when the rounds in hand have changed."""
+        self._engine = engine
+        self._spool = spool
+        self._on_change = on_change
+        self._arrived: deque[Task] = deque()  # kept here when the disk has no room for them
+        self._tasks: dict[str, Task] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether there is anything to work on."""
+        return bool(self._tasks) or bool(self._spool.unfinished())
+
+    def take_in(self, timeout_s: float = 0.0) -> None:
+        """Accept what the engine has brought: from here on it survives a power cut."""
+        while (task := self._engine.next_task(timeout_s)) is not None:
+            timeout_s = 0.0
+            self._arrived.append(task)
+        while self._arrived:
+            task = self._arrived[0]
+            try:
+                entry = self._spool.accept(Assignment.model_validate_json(task.payload))
+            except ValueError as error:
+                self._arrived.popleft()
+                _fail(task, f"unreadable assignment: {error}"[:2000])
+                continue
+            self._arrived.popleft()
+            self._tasks[entry.round_id] = task
+            self._on_change()
+
+    def next(self) -> Entry | None:
+        """Whoever waits for an answer first, then what a crash left."""
+        asked = [self._spool.get(round_id) for round_id in self._tasks]
+        return next((entry for entry in [*asked, *self._spool.unfinished()] if entry), None)
+
+    def drop(self, round_id: str) -> None:
+        """Forget a round for which nobody waits any more."""
+        self._spool.drop(round_id)
+        if (task := self._tasks.pop(round_id, None)) is not None:
+            _fail(task, "the coordinator said that this round is over")
+        self._on_change()
+
+    def answer(self, entry: Entry, record: Callable[[int], None]) -> None:
+        """Reply, if the question's connection still stands; else it will be asked again.
+
+        Args: record: writes the reply, of so many bytes, down before it leaves.
+        """
+        self.take_in()
+        if entry.report is not None and (task := self._tasks.get(entry.round_id)) is not None:
+            attempt = {"attempt": entry.assignment.attempt}
+            payload = entry.report.model_copy(update=attempt).model_dump_json()
+            record(len(payload.encode()))
+            del self._tasks[entry.round_id]
+            with suppress(TaskLostError):
+                task.reply(payload)
+        self._on_change()
+
+
+def _fail(task: Task, words: str) -> None:
+    with suppress(TaskLostError):
+        task.fail(words)

@@ -1,0 +1,78 @@
+"""Continual training on the institution's own schedule: what is due, and until when."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from fp8.train import Progress, TrainResult
+from participant.config import ParticipantConfig
+from participant.durable import write_durably
+from participant.stages.cpt import Expert
+
+
+class Training:
+    """Decides when the expert trains, and how far."""
+
+    def __init__(
+        self,
+        config: ParticipantConfig,
+        expert: Expert,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._config = config
+        self._schedule = config.schedule
+        self._expert = expert
+        self._clock = clock
+        self._session = config.data_dir / "session.json"
+        if torch.cuda.is_available():
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.set_per_process_memory_fraction(self._schedule.gpu_memory_share, device)
+
+    def due(self) -> bool:
+        """Whether there is something to train now."""
+        opened = self._schedule.window(self._clock())
+        return opened is not None and self._expert.facts().steps < self._target_steps(opened)
+
+    def run(
+        self, *, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+    ) -> TrainResult:
+        """Train until the target, the end of the window, or should_stop; a checkpoint is kept."""
+        opened = self._schedule.window(self._clock())
+        assert opened is not None
+        steps = self._target_steps(opened)
+        torch.set_num_threads(self._schedule.threads or self._config.threads)
+        try:
+            return self._expert.pretrain(
+                self._config.training.model_copy(update={"steps": steps}),
+                on_progress=on_progress,
+                should_stop=lambda: self._schedule.window(self._clock()) is None or should_stop(),
+            )
+        finally:
+            torch.set_num_threads(self._config.threads)
+
+    def next_window(self) -> datetime | None:
+        """When training may go on; None: it may now."""
+        now = self._clock()
+        return None if self._schedule.window(now) else self._schedule.next_window(now)
+
+    def _target_steps(self, opened: datetime) -> int:
+        """Steps in all by the end of this window: what was begun, else what the schedule adds."""
+        first, more = self._config.training.steps, self._schedule.more_steps
+        done = self._expert.facts().steps
+        if done < first or not more:
+            return first
+        window = opened.isoformat()
+        session = json.loads(_text(self._session) or "{}")
+        if session.get("window") != window:
+            # A session that the last window cut short goes on: its steps are not added twice.
+            begun = int(session.get("steps", 0))
+            session = {"window": window, "steps": begun if begun > done else done + more}
+            write_durably(self._session, json.dumps(session))
+        return int(session["steps"])
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,0 +1,298 @@
+"""Real daemons before a real coordinator: who is summoned, what stops work, what survives.
+
+The experts are tiny and untrained, and come ready made, so that all time goes into the rounds.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cofuse.sdk import Coordinator
+from coordinator.config import CoordinatorConfig
+from coordinator.main import serving
+from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
+from participant import daemon
+from participant.config import load_config
+from participant.daemon import Participant
+from participant.egress import EgressLog
+from participant.policy import load_policy
+from participant.status import PAUSED, read_status
+from protos.config import TlsConfig, toml_text
+from protos.process import end, spawn
+from protos.public_sets import write_prompts
+from protos.spec import RoundSpec
+from tests.integration.recorder import Recorder
+from trust.ca import create_authority, new_identity, sign_request
+
+pytestmark = [pytest.mark.xdist_group("summons"), pytest.mark.timeout(300)]
+TEXTS = ["Aortic valve stenosis is a narrowing.", "Atrial fibrillation is an arrhythmia."]
+NAMES = ("a", "b", "c", "d", "e")
+PATIENCE_S = 60.0
+
+
+def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it did not come to pass"
+        time.sleep(0.05)
+
+
+@dataclass
+class Site:
+    """One participant's folder, and its daemon in a thread."""
+
+    home: Path
+    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    participant: Participant | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.home / "data"
+
+    def start(self) -> None:
+        config = load_config(self.home / "participant.toml")
+        self.participant = Participant(
+            config, load_policy(config.policy), lambda kind, body: self.told.append((kind, body))
+        )
+        self.thread = threading.Thread(target=self.participant.run, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        if self.participant is not None and self.thread is not None:
+            self.participant.stop()
+            self.thread.join(20)
+            assert not self.thread.is_alive()
+
+    def heard(self, kind: str, **body: Any) -> bool:
+        return any(k == kind and body.items() <= b.items() for k, b in list(self.told))
+
+    def supernode(self) -> Any:
+        assert self.participant is not None
+        return self.participant._engine._child
+
+
+@dataclass
+class Hub:
+    """A coordinator, its researcher, and recorders before both of its ports."""
+
+    root: Path
+    services: Recorder
+    engine: Recorder
+    operator: Coordinator
+    sites: dict[str, Site] = field(default_factory=dict)
+
+    def site(self, name: str) -> Site:
+        """Make a participant whose expert is finished."""
+        home = self.root / name
+        identity(self.root, "participant", name, home)
+        for recorder in (self.services, self.engine):
+            recorder.admit(name, home / "certificate.pem", home / "key.pem")
+        tokenizer = train_tokenizer(TEXTS, 300)
+        spec = ModelSpec(
+            architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=len(tokenizer)
+        )
+        expert = home / "data" / "expert" / "model"
+        save_model(build_model(spec, 1), tokenizer, expert)
+        facts = {"version": 1, "steps": 1, "finished_unix_ms": 1}
+        (expert / "expert.json").write_text(json.dumps(facts), encoding="utf-8")
+        (home / "corpus.jsonl").write_text(json.dumps({"text": " ".join(TEXTS) * 20}))
+        policy = {"ship_logits": True, "ship_weights": True, "ship_scores": True}
+        (home / "policy.toml").write_text(toml_text(policy), encoding="utf-8")
+        settings = {
+            "name": name,
+            "coordinator": self.services.address,
+            "corpus": "corpus.jsonl",
+            "data_dir": "data",
+            "policy": "policy.toml",
+            "model": spec_of(len(tokenizer)),
+            "training": {"steps": 1},
+            "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
+        }
+        (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
+        self.sites[name] = Site(home)
+        return self.sites[name]
+
+    def submit(self, *names: str, **change: Any) -> str:
+        values = {
+            "name": "first",
+            "pivot": "pivot-0",
+            "participants": names,
+            "kind": "logits",
+            "method": "unified",
+            "prompts": "prompts.jsonl",
+            "top_k": 4,
+            "training": {"steps": 1, "lr": 0.001},
+            **change,
+        }
+        return self.operator.submit(RoundSpec.model_validate(values), folder=self.root / "public")
+
+    def status(self, round_id: str) -> dict[str, str]:
+        parts = self.operator.round(round_id).contributions
+        return {part.participant: part.status for part in parts}
+
+    def cancel(self, round_id: str) -> None:
+        if self.operator.round(round_id).state not in ("FAILED", "PUBLISHED", "CANCELLED"):
+            self.operator.cancel(round_id)
+
+
+def spec_of(vocab_size: int) -> dict[str, Any]:
+    shape = {"hidden_size": 32, "layers": 1, "heads": 2}
+    return {"architecture": "llama", "vocab_size": max(300, vocab_size), **shape}
+
+
+def identity(root: Path, role: Any, name: str, home: Path) -> None:
+    request = new_identity(home, role, name)
+    pem = sign_request(root / "ca", request, role=role, name=name)
+    (home / "certificate.pem").write_bytes(pem)
+    (home / "ca.pem").write_bytes((root / "ca" / "ca.pem").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    root = tmp_path_factory.mktemp("summons")
+    create_authority(root / "ca", "test")
+    identity(root, "coordinator", "hub", root / "hub")
+    identity(root, "operator", "grace", root / "grace")
+    pair = root / "hub" / "certificate.pem", root / "hub" / "key.pem"
+    services = Recorder(root / "ca" / "ca.pem", pair, http2=True)
+    engine = Recorder(root / "ca" / "ca.pem", pair, http2=False)
+    config = CoordinatorConfig(
+        listen="127.0.0.1:0",
+        engine_listen="127.0.0.1:0",
+        engine_advertise=engine.address,
+        data_dir=root / "hub-data",
+        approval="auto",
+        tls=TlsConfig(ca=root / "ca" / "ca.pem", certificate=pair[0], key=pair[1]),
+    )
+    public = root / "public"
+    public.mkdir()
+    for number, name in enumerate(("prompts", "other", "working", "ship")):
+        write_prompts(public / f"{name}.jsonl", [*TEXTS, f"This is set {number}."])
+    tokenizer = train_tokenizer(TEXTS, 300)
+    spec = ModelSpec(
+        architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=len(tokenizer)
+    )
+    save_model(build_model(spec, 0), tokenizer, root / "model")
+    with serving(config) as running:
+        services.target, engine.target = running.address, running.engine_address
+        loop = threading.Thread(target=running.scheduler.run)
+        loop.start()
+        files = {k: root / "grace" / f"{k}.pem" for k in ("ca", "certificate", "key")}
+        with Coordinator(running.address, **files) as operator:
+            operator.import_pivot("pivot-0", root / "model")
+            made = Hub(root, services, engine, operator)
+            for name in NAMES:
+                made.site(name).start()
+            until(lambda: set(operator.participants()) == set(NAMES))
+            yield made
+            for site in made.sites.values():
+                site.stop()
+        running.scheduler.stop()
+        loop.join()
+    for recorder in (services, engine):
+        recorder.close()
+
+
+def test_a_round_that_names_two_of_five_sends_nothing_to_the_other_three(hub: Hub) -> None:
+    """Not one message more than before, on either port; and nobody lingers at the engine."""
+    until(lambda: all(hub.services.inbound_data(name) for name in NAMES))
+    before = {name: hub.services.inbound_data(name) for name in NAMES}
+    assert {hub.engine.connections(name) for name in NAMES} == {0}
+    round_id = hub.submit("b", "d")
+    until(lambda: hub.status(round_id) == {"b": "committed", "d": "committed"})
+    until(lambda: all(hub.sites[name].supernode() is None for name in "bd"))
+    hub.cancel(round_id)
+    after = {name: hub.services.inbound_data(name) for name in NAMES}
+    assert [name for name in NAMES if after[name] == before[name]] == ["a", "c", "e"]
+    assert [name for name in NAMES if hub.engine.connections(name) == 0] == ["a", "c", "e"]
+
+
+def test_a_cancelled_round_ends_the_work_in_hand_within_seconds(hub: Hub) -> None:
+    long = {"steps": 1_000_000, "lr": 0.001, "batch_size": 1, "seq_len": 16}
+    site = hub.sites["a"]
+    round_id = hub.submit("a", kind="weights", method="merge", prompts=None, training=long)
+    until(lambda: site.heard("adapt"))
+    hub.operator.cancel(round_id)
+    until(lambda: site.heard("round", round=round_id, status="cancelled"), seconds=5)
+    until(lambda: site.supernode() is None, seconds=5)
+    status = read_status(site.data)
+    assert status is not None
+    assert status["working_rounds"] == []
+    steps = len(site.told)
+    time.sleep(0.5)
+    assert len(site.told) <= steps + 1  # it trains no more
+
+
+def test_a_paused_participant_is_asked_once_it_resumes(hub: Hub) -> None:
+    site = hub.sites["c"]
+    (site.data / PAUSED).touch()
+    until(lambda: (read_status(site.data) or {})["doing"] == "paused")
+    round_id = hub.submit("c", "e")
+    until(lambda: hub.status(round_id).get("e") == "committed")
+    assert hub.status(round_id)["c"] == "assigned"
+    assert site.supernode() is None
+    (site.data / PAUSED).unlink()
+    until(lambda: hub.status(round_id)["c"] == "committed")
+    hub.cancel(round_id)
+
+
+def test_a_full_disk_is_said_and_waited_for_and_nothing_leaves_unrecorded(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "RETRY_S", 0.3)
+    site = hub.sites["e"]
+    log = site.data / "egress.jsonl"
+    kept = log.rename(log.with_suffix(".kept"))
+    log.symlink_to("/dev/full")  # every write to it fails as on a full disk
+    round_id = hub.submit("e", prompts="other.jsonl")
+    until(lambda: site.heard("disk"))
+    assert "No space left on device" in next(b["problem"] for k, b in site.told if k == "disk")
+    assert hub.status(round_id) == {"e": "assigned"}
+    kept.rename(log)
+    until(lambda: hub.status(round_id) == {"e": "committed"})
+    shipped = [line for line in EgressLog(log).lines() if line["what"] == "logits"]
+    assert shipped[-1]["round"] == round_id
+    hub.cancel(round_id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["working", "ship"])
+def test_a_daemon_killed_at_its_work_goes_on_with_it_and_commits_once(
+    hub: Hub, moment: str
+) -> None:
+    site = hub.sites["d"]
+    site.stop()
+    arguments = [str(site.home / "participant.toml")]
+    program = spawn("participant.daemon", arguments)
+    assert program.stdout is not None
+    made = len(EgressLog(site.data / "egress.jsonl").lines())
+    round_id = hub.submit("d", prompts=f"{moment}.jsonl")
+    for line in program.stdout:
+        message = json.loads(line)
+        if moment in (message["kind"], message.get("status")):
+            break
+    program.send_signal(signal.SIGKILL)
+    program.wait()
+    again = spawn("participant.daemon", arguments)
+    until(lambda: hub.status(round_id) == {"d": "committed"})
+    until(
+        lambda: (
+            "report"
+            in [line["what"] for line in EgressLog(site.data / "egress.jsonl").lines()[made:]]
+        )
+    )
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(20) == 0
+    end(again)
+    lines = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert not [line for line in lines if "participant" in line]
+    hub.cancel(round_id)
