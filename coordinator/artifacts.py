@@ -16,7 +16,7 @@ from coordinator.objects import Directory, Objects
 from protos.chunks import RunningHash, read_chunks, sha256_of
 from protos.config import ConfigError
 from protos.errors import CofuseError
-from protos.files import sync
+from protos.files import make_folder, sync
 
 _PROBE_BYTES: Final = 4096
 _LOG = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Artifacts:
     ) -> None:
         """Args: objects: where complete files lie; default: below `root`."""
         self._incoming = root / "incoming"
-        self._incoming.mkdir(parents=True, exist_ok=True)
+        make_folder(self._incoming)
         self.objects: Objects = objects or Directory(root)
         self._reserve_bytes = reserve_bytes
         self._partials: dict[str, Partial] = {}
@@ -119,12 +119,12 @@ class Artifacts:
         try:
             shutil.copyfile(source, copy)
             sync(copy)
+            if (found := sha256_of(copy)) != sha256:
+                copy.unlink()
+                raise CofuseError("wrong_digest", f"found sha256 {found}, wanted {sha256}")
+            self.objects.add(copy, sha256)
         except OSError as error:
             raise storage_error(error) from error
-        if (found := sha256_of(copy)) != sha256:
-            copy.unlink()
-            raise CofuseError("wrong_digest", f"found sha256 {found}, wanted {sha256}")
-        self.objects.add(copy, sha256)
 
     def check_writable(self) -> None:
         """Write a small file through to the disk and remove it.

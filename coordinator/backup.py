@@ -26,6 +26,7 @@ from coordinator.records import read_records
 from coordinator.schema import schema_of
 from coordinator.store_errors import StoreError
 from protos.chunks import sha256_of
+from protos.files import make_folder, settle
 from protos.messages import Sha256
 
 _TIME: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z")
@@ -61,13 +62,14 @@ def back_up(database: Database, artifacts: Artifacts, folder: Path) -> Made:
     The database is read at one moment, and the files it names are there already (bytes come
     before rows) and never change: so no writer has to wait, and an interrupted backup is only
     files without a TIME.json. Run it again.
-    Raises: StoreError when a file is missing or damaged, naming it.
+    Raises: StoreError when a file is missing or damaged, naming it; that or OSError when the
+        folder takes no more.
     """
     made = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     final, rows = folder / f"{made}.json", folder / f"{made}.sqlite"
     if final.exists():
         raise StoreError(f"{final} was made this very second; wait one, and run it again")
-    (folder / "objects").mkdir(parents=True, exist_ok=True)
+    settle(folder / "objects")
     save_copy(database, rows)
     with reading_copy(rows) as connection:
         records, schema = read_records(connection), schema_of(connection)
@@ -109,7 +111,7 @@ def restore(source: Path, url: str, data_dir: Path, artifacts_url: str | None = 
         copied before that does no harm, and is used by the next try.
     """
     contents, rows, objects = _find(source)
-    data_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(data_dir)
     artifacts = open_artifacts(data_dir, artifacts_url)
     if contents is not None:
         _must_be_there(rows)
@@ -153,7 +155,7 @@ def _copy_object(source: Path, sha256: str, folder: Path) -> int:
     final = folder / "objects" / sha256[:2] / sha256
     if final.exists() and final.stat().st_size == source.stat().st_size:
         return 0
-    final.parent.mkdir(exist_ok=True)
+    make_folder(final.parent)
     partial = final.with_name(f"{sha256}.partial")
     shutil.copyfile(source, partial)
     if (found := sha256_of(partial)) != sha256:

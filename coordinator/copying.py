@@ -26,6 +26,7 @@ def save_copy(source: Database, target: Path) -> None:
     """Write what `source` holds at one moment to the new file `target`; writers go on meanwhile.
 
     The file appears whole or not at all, and is durable then.
+    Raises: StoreError or OSError when it cannot be written.
     """
     with source.snapshot() as rows:
         driver: Any = rows.connection.driver_connection
@@ -98,17 +99,27 @@ def sync(path: Path) -> None:
 def _save_file(driver: sqlite3.Connection, target: Path) -> None:
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
+    try:
+        _write_file(driver, partial)
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{target} cannot be written: {error}; wanted a folder with room for a copy of the "
+            "database. Free space or name another one, and run it again"
+        ) from error
+    sync(partial)
+    partial.rename(target)
+    sync(target.parent)
+
+
+def _write_file(driver: sqlite3.Connection, path: Path) -> None:
     # Nobody else knows the file yet: without locks it may lie on a network disk, too.
-    copy = sqlite3.connect(f"{partial.resolve().as_uri()}?vfs=unix-none", uri=True)
+    copy = sqlite3.connect(f"{path.resolve().as_uri()}?vfs=unix-none", uri=True)
     try:
         copy.execute("PRAGMA locking_mode=EXCLUSIVE")
         driver.backup(copy)
         copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
     finally:
         copy.close()
-    sync(partial)
-    partial.rename(target)
-    sync(target.parent)
 
 
 def _copy_rows(rows: Connection, target: Connection) -> None:

@@ -31,6 +31,7 @@ from coordinator.transfer_service import TransferService
 from coordinator.upkeep import Upkeep
 from protos import logs, systemd
 from protos.config import ConfigError
+from protos.files import settle
 from protos.process import die_with_parent, on_stop_signal
 from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
 
@@ -73,7 +74,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         with _told("tls"):
             config.tls.files().read()  # its errors name the file; the libraries' do not
         with _told("data_dir"):
-            config.data_dir.mkdir(parents=True, exist_ok=True)
+            settle(config.data_dir)
         with _told("artifacts"):
             artifacts = open_artifacts(config.data_dir, config.artifacts)
         with _told("store"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from protos.files import sync
+from protos.files import make_folder, sync
 
 Shelf: TypeAlias = Literal["objects", "trash", "quarantine"]
 """objects: what is served. trash: what nobody needs, on its way out; asking brings it back.
@@ -57,8 +57,7 @@ class Directory:
     def __init__(self, root: Path) -> None:
         self._root = root
         for shelf in SHELVES:
-            (root / shelf).mkdir(parents=True, exist_ok=True)
-        sync(root)
+            make_folder(root / shelf)
 
     @property
     def decays(self) -> bool:
@@ -107,8 +106,9 @@ class Directory:
                 continue
 
     def _place(self, source: Path, final: Path) -> None:
-        if not final.parent.exists():
-            final.parent.mkdir(exist_ok=True)
-            sync(final.parent.parent)  # else a power cut could take the new folder with the file
+        final.parent.mkdir(exist_ok=True)
+        # Else a power cut could take the folder with the file. Each time: another thread may have
+        # made it just now, and not come to this line yet.
+        sync(final.parent.parent)
         source.rename(final)
         sync(final.parent)

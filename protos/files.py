@@ -37,6 +37,24 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where they are not there; their names are then on disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def settle(folder: Path) -> None:
+    """Make `folder`; bring to disk what a killed process may have left in the system's memory.
+
+    A new process would believe what it finds there, and promise it to others; a power cut could
+    still take it away.
+    """
+    make_folder(folder)
+    os.sync()
+
+
 def replace(source: Path, final: Path) -> None:
     """Give `source` its final name, bytes first: `final` is the old file or the new, never half."""
     sync(source)
