@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check setup format protos docs benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer clean
+.PHONY: demo test test-slow check setup format protos docs benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer reliability clean
 
 demo: .venv/.ok  ## a whole federation on this machine
 	$(BIN)/cofuse demo $(DEMO_ARGS)
@@ -49,6 +49,9 @@ benchmark-fp8: .venv/.ok  ## the figures of docs/fp8.md, about six minutes
 
 benchmark-fp8-gpu: .venv/.ok  ## ten minutes on a Hopper GPU; writes benchmarks/results/
 	$(BIN)/python benchmarks/fp8_gpu.py --out auto
+
+reliability: .venv/.ok  ## kills, crashes, cuts, many participants: up to 40 minutes; writes reliability.json
+	$(BIN)/python benchmarks/reliability.py
 
 setup: .venv/.ok
 

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reliability_life import ROUNDS, Place, live_round, started
 from coordinator.backup import Contents
 from coordinator.fsck import fsck
-
-from benchmarks.reliability_life import ROUNDS, Place, live_round, started
 from coordinator.rounds import State
 from coordinator.store import now_unix_ms
 from protos.chunks import sha256_of

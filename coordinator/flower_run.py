@@ -88,6 +88,7 @@ class Run:
 
     def send(self, node: int, payload: str, *, ttl_s: float) -> None:
         """Queue one message for a node; Flower keeps it for ttl_s seconds."""
+        self.heartbeat()  # sending to hundreds may take longer than Flower waits for one
         content = RecordDict({RECORD: ConfigRecord({KEY: payload})})
         message = make_message(self._metadata(node, ttl_s), content)
         message.metadata.__dict__["_message_id"] = message.object_id
@@ -108,6 +109,9 @@ class Run:
             for message in self._state.get_message_res(message_ids=asked, run_id=self.run_id):
                 self._incomplete[message.metadata.reply_to_message_id] = message
         for message_id, message in list(self._incomplete.items()):
+            self.heartbeat()
+            if message_id not in self._incomplete:
+                continue  # forgotten just now: its node got two messages, and answered both
             if (reply := self._read(message)) is not None:
                 del self._incomplete[message_id]
                 yield self.open_messages.pop(message_id), reply

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from coordinator.limits import Rates
@@ -35,6 +35,9 @@ REQUEST_S: Final = 10.0
 CALLS_PER_S: Final = 20.0
 """What one participant may call in the long run; a SuperNode polls once a second."""
 BURST: Final = 200.0
+AT_ONCE: Final = 4
+"""Calls that Flower works on side by side: each writes to its one SQLite file several times, and
+the more wait for that lock, the longer each does."""
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 10.0
 
@@ -136,6 +139,7 @@ class Gate:
         self._key_header = key_header.lower().encode()
         self._routes = routes
         self._rates = rates or Rates(CALLS_PER_S, BURST)
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 404, 403, 429, 413 or 408, or pass the request on with its body."""
@@ -160,7 +164,19 @@ class Gate:
             return await _refuse(send, 413)
         if not check(body):
             return await _refuse(send, 403)
-        await self._app(scope, _replay(body, receive), send)
+        await self._in_turn(scope, _replay(body, receive), send)
+
+    async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let Flower answer, AT_ONCE at a time; whoever reads slowly keeps nobody waiting."""
+        answer: list[Message] = []
+
+        async def keep(event: Message) -> None:
+            answer.append(event)
+
+        async with self._turns:
+            await self._app(scope, receive, keep)
+        for event in answer:
+            await send(event)
 
     def _signs_with_own_key(self, scope: Scope, peer: _Peer) -> bool:
         keys = [value for name, value in scope["headers"] if name == self._key_header]

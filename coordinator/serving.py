@@ -199,6 +199,7 @@ class _Call:
     def __init__(self, context: Any) -> None:
         self.loop = asyncio.get_running_loop()
         self.active = True
+        self._task = asyncio.current_task()
         self.trailing: tuple[tuple[str, str], ...] = ()
         self._context = context
 
@@ -217,6 +218,11 @@ class _Call:
     def is_active(self) -> bool:
         """Whether anybody still waits for the answer."""
         return self.active
+
+    def cancel(self) -> None:
+        """Hang up, whatever the call waits for."""
+        if self._task is not None:
+            self.loop.call_soon_threadsafe(self._task.cancel)
 
     def set_trailing_metadata(self, trailing: tuple[tuple[str, str], ...]) -> None:
         """Send this after the answer or the refusal."""

@@ -59,10 +59,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         except CofuseError as error:
             abort(context, error)
         progress = Progress(self._idle_s)
-        # grpc.aio gives synchronous handlers no cancel, and needs none: a reader that does not
-        # read holds no thread there, and the connection's age ends it.
-        if hasattr(context, "cancel"):
-            progress.watch(on_stall=context.cancel)
+        progress.watch(on_stall=context.cancel)
         try:
             for chunk in chunks:
                 yield chunk

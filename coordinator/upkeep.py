@@ -116,7 +116,7 @@ class Upkeep:
                     self._artifacts, lambda: references(self._store), self._store.forget_artifact
                 )
                 self._scrub_if_due()
-            except (OSError, CofuseError):
+            except Exception:  # noqa: BLE001 - upkeep that died in silence would never be missed
                 _LOG.exception("upkeep failed; it is tried again in an hour")
             self._stop.wait(_TICK_S)
 

@@ -530,6 +530,7 @@ def test_a_message_lost_between_two_polls_is_noticed_and_goes_out_again(
     assert replies == {node: echoed(1)}
 
 
+@pytest.mark.slow
 def test_a_dismissed_supernode_leaves_and_a_summoned_one_comes(
     consortium: Consortium, answering: dict[int, Worker]
 ) -> None:

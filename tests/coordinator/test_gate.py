@@ -1,5 +1,6 @@
 """What the engine's public port takes, from whom and how much; Flower itself is not needed."""
 
+import asyncio
 import base64
 import socket
 import ssl
@@ -130,3 +131,41 @@ def test_a_connection_that_says_nothing_is_closed(port: Port) -> None:
             assert secured.recv(1) == b""
         with suppress(ConnectionError):
             assert mute.recv(1) == b""
+
+
+def test_no_more_calls_reach_flower_at_once_than_it_can_take() -> None:
+    inside, most = 0, 0
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0)
+        inside -= 1
+        await application(scope, receive, send)
+
+    async def call(guarded: Gate) -> int:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/in",
+            "state": {"peer": gate._Peer("a", b"k")},
+            "headers": [(b"the-key", base64.b64encode(b"k"))],
+        }
+        answers: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"x"}
+
+        async def send(event: Any) -> None:
+            answers.append(event)
+
+        await guarded(scope, receive, send)
+        return int(answers[0]["status"])
+
+    async def together() -> list[int]:
+        guarded = Gate(slow, key_header="the-key", routes={"/in": lambda _body: True})
+        return await asyncio.gather(*(call(guarded) for _ in range(20)))
+
+    assert asyncio.run(together()) == [200] * 20
+    assert most == gate.AT_ONCE
