@@ -260,11 +260,12 @@ def _wrong_end(done: Recording, error: int) -> str:
     if done.exit_code not in (0, _GAVE_UP, EXIT_DISK_FAILED):
         return f"found exit code {done.exit_code}"
     # SQLite goes on where it writes the same pages again, and after a folder that failed: then the
-    # file system's own journal did, which takes no further write.
+    # file system's own journal did, which takes no further write. A backup is a command of its own,
+    # which ends.
     unsynced = [
         change.path
         for change in done.changes
-        if change.kind == "e" and change.path != "data" and ".sqlite" not in change.path
+        if change.kind == "e" and change.path.startswith("data/") and ".sqlite" not in change.path
     ]
     return f"went on after a failed fsync of {unsynced}" if unsynced and not done.exit_code else ""
 
