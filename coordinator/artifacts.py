@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -115,7 +116,8 @@ class Artifacts:
         """
         if self.has(sha256):
             return
-        copy = self._incoming / f"{checked_digest(sha256)}.coordinator"
+        # A name of its own: two threads may add one file at the same time.
+        copy = self._incoming / f"{checked_digest(sha256)}.coordinator-{secrets.token_hex(4)}"
         try:
             shutil.copyfile(source, copy)
             sync(copy)

@@ -34,6 +34,8 @@ _NETWORK: Final = (
 )
 """File systems that machines share: their locks and shared memory do not hold SQLite's log."""
 _SICK: Final = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN")
+_NO_ROOM: Final = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""The second: the log's shared memory could not grow, which nothing durable depends on."""
 _memory_numbers = itertools.count()
 
 
@@ -124,7 +126,7 @@ class Sqlite:
     def explain(self, error: DBAPIError) -> Explained | None:
         """Sort by SQLite's result code."""
         code = str(getattr(error.orig, "sqlite_errorname", ""))
-        if code == "SQLITE_FULL":
+        if code in _NO_ROOM:
             return Explained(f"no space is left for {self.name}", "storage_full")
         if code.startswith(_SICK):
             # After a failed fsync the kernel may call the lost pages clean: no retry is honest.
