@@ -25,6 +25,7 @@ from coordinator.scheduler import Scheduler
 from coordinator.store import Store
 from protos.chunks import put_requests, sha256_of
 from protos.config import toml_text
+from protos.process import PARENT_VARIABLE
 from protos.tls import TlsFiles, dial
 from protos.v1 import research_pb2, research_pb2_grpc, transfer_pb2, transfer_pb2_grpc
 from tests.integration.conftest import MakeIdentity
@@ -53,7 +54,9 @@ def identities(tmp_path: Path) -> MakeIdentity:
 
 
 @pytest.fixture
-def home(tmp_path: Path, identities: MakeIdentity) -> Path:
+def home(tmp_path: Path, identities: MakeIdentity, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Who is called in process has no parent program to end with.
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
     identities("coordinator", "coordinator")
     _configure(tmp_path)
     return tmp_path

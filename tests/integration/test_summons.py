@@ -35,7 +35,7 @@ from trust.ca import create_authority, new_identity, sign_request
 pytestmark = [pytest.mark.xdist_group("summons"), pytest.mark.timeout(300)]
 TEXTS = ["Aortic valve stenosis is a narrowing.", "Atrial fibrillation is an arrhythmia."]
 NAMES = ("a", "b", "c", "d", "e")
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
@@ -194,14 +194,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         with Coordinator(running.address, **files) as operator:
             operator.import_pivot("pivot-0", root / "model")
             made = Hub(root, services, engine, operator)
-            for name in NAMES:
-                made.site(name).start()
-            until(lambda: set(operator.participants()) == set(NAMES))
-            yield made
-            for site in made.sites.values():
-                site.stop()
-        running.scheduler.stop()
-        loop.join()
+            try:
+                for name in NAMES:
+                    made.site(name).start()
+                until(lambda: set(operator.participants()) == set(NAMES))
+                yield made
+            finally:
+                for site in made.sites.values():
+                    site.stop()
+                running.scheduler.stop()
+                loop.join()
     for recorder in (services, engine):
         recorder.close()
 
@@ -257,6 +259,7 @@ def test_a_full_disk_is_said_and_waited_for_and_nothing_leaves_unrecorded(
     monkeypatch.setattr(daemon, "RETRY_S", 0.3)
     site = hub.sites["e"]
     log = site.data / "egress.jsonl"
+    log.touch()  # it may be the first round that this site is asked for
     kept = log.rename(log.with_suffix(".kept"))
     log.symlink_to("/dev/full")  # every write to it fails as on a full disk
     round_id = hub.submit("e", prompts="other.jsonl")
