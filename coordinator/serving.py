@@ -156,7 +156,7 @@ async def _answering(method: str, context: Any) -> "AsyncIterator[_Call]":
     """The call for a handler; what the handler raises becomes the call's status."""
     call = _Call(context)
     try:
-        with observing(method, context, gone=_GONE):
+        with observing(method, call, gone=_GONE):
             yield call
     except _AbortedError as abort:
         await context.abort(abort.code, abort.details, call.trailing)
@@ -200,20 +200,25 @@ class _Call:
         self.loop = asyncio.get_running_loop()
         self.active = True
         self._task = asyncio.current_task()
+        # Asked for now: once the call is over, in the middle of a handler, grpc has freed it, and
+        # asking then is a read of freed memory.
+        self._auth_context = context.auth_context()
+        self._peer = str(context.peer())
+        self._metadata = context.invocation_metadata()
         self.trailing: tuple[tuple[str, str], ...] = ()
         self._context = context
 
     def auth_context(self) -> Any:
         """What TLS says of the caller."""
-        return self._context.auth_context()
+        return self._auth_context
 
     def peer(self) -> str:
         """Where the caller is."""
-        return str(self._context.peer())
+        return self._peer
 
     def invocation_metadata(self) -> Any:
         """The caller's metadata."""
-        return self._context.invocation_metadata()
+        return self._metadata
 
     def is_active(self) -> bool:
         """Whether anybody still waits for the answer."""
