@@ -199,7 +199,6 @@ class _Call:
     def __init__(self, context: Any) -> None:
         self.loop = asyncio.get_running_loop()
         self.active = True
-        self._task = asyncio.current_task()
         # Asked for now: once the call is over, in the middle of a handler, grpc has freed it, and
         # asking then is a read of freed memory.
         self._auth_context = context.auth_context()
@@ -223,11 +222,6 @@ class _Call:
     def is_active(self) -> bool:
         """Whether anybody still waits for the answer."""
         return self.active
-
-    def cancel(self) -> None:
-        """Hang up, whatever the call waits for."""
-        if self._task is not None:
-            self.loop.call_soon_threadsafe(self._task.cancel)
 
     def set_trailing_metadata(self, trailing: tuple[tuple[str, str], ...]) -> None:
         """Send this after the answer or the refusal."""

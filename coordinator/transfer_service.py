@@ -59,7 +59,10 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         except CofuseError as error:
             abort(context, error)
         progress = Progress(self._idle_s)
-        progress.watch(on_stall=context.cancel)
+        # Our asyncio server gives handlers no cancel, and needs none: a reader that does not read
+        # holds no thread there, and the connection's age ends it.
+        if hasattr(context, "cancel"):
+            progress.watch(on_stall=context.cancel)
         try:
             for chunk in chunks:
                 yield chunk

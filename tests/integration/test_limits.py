@@ -109,10 +109,10 @@ def test_a_body_that_trickles_is_ended_as_stalled(start_site: Callable[..., Site
     assert caught.value.error_id == "stalled"
 
 
-def test_readers_that_do_not_read_are_let_go(
+def test_readers_that_do_not_read_keep_nobody_waiting(
     start_site: Callable[..., Site], tmp_path: Path
 ) -> None:
-    """As many as the service has threads; an honest call then waits for the idle limit at most."""
+    """They hold no thread, so an honest call is answered beside them."""
     site = start_site(idle_s=0.5)
     path, sha256 = make_file(tmp_path, 64 * MIB)
     site.artifacts.add(path, sha256)
@@ -123,11 +123,8 @@ def test_readers_that_do_not_read_are_let_go(
         for call in calls:
             next(call)
         assert slowest_honest_call_s(site, 1) < 8.0
-        for watch in [t for t in threading.enumerate() if t.name == "stall-watch"]:
-            watch.join(timeout=10)
         for call in calls:
-            with pytest.raises(grpc.RpcError):
-                list(call)
+            call.cancel()
 
 
 def test_who_shows_no_certificate_is_hung_up_on_and_nobody_waits(
