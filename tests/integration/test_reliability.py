@@ -14,6 +14,7 @@ from protos.chunks import sha256_of
 pytestmark = [pytest.mark.xdist_group("federation"), pytest.mark.timeout(600)]
 
 
+@pytest.mark.slow
 def test_light_participants_attend_and_all_their_receipts_are_kept() -> None:
     found = reliability_many.measure(8, window_s=3.0)
     assert found["missed"] == found["collect_missed"] == 0
