@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from coordinator.artifacts import Artifacts, open_artifacts
 from coordinator.clock import now_unix_ms
-from coordinator.copying import load_copy, reading_copy, save_copy, sync
+from coordinator.copying import load_copy, reading_copy, save_copy
 from coordinator.database import Database, open_database
 from coordinator.fsck import Verdict, fsck
 from coordinator.migrate import migrate
@@ -26,7 +26,7 @@ from coordinator.records import read_records
 from coordinator.schema import schema_of
 from coordinator.store_errors import StoreError
 from protos.chunks import sha256_of
-from protos.files import make_folder, settle
+from protos.files import flush, make_folder, settle
 from protos.messages import Sha256
 
 _TIME: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z")
@@ -95,9 +95,9 @@ def back_up(database: Database, artifacts: Artifacts, folder: Path) -> Made:
     )
     partial = folder / f"{made}.json.partial"
     partial.write_text(contents.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    sync(partial)
+    flush(partial)
     partial.rename(final)
-    sync(folder)
+    flush(folder)
     return Made(final, len(sizes), copied)
 
 
@@ -163,9 +163,9 @@ def _copy_object(source: Path, sha256: str, folder: Path) -> int:
         raise StoreError(
             f"{source} has sha256 {found}: it is damaged on disk. Replace it from an older backup"
         )
-    sync(partial)
+    flush(partial)
     os.replace(partial, final)
-    sync(final.parent)
+    flush(final.parent)
     return final.stat().st_size
 
 

@@ -3,7 +3,6 @@
 The file is the same whichever database it came from, and needs no other program to be made or read.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from coordinator.database import Database, open_database
 from coordinator.schema import bring_to, known_schemas, schema_of
 from coordinator.store_errors import StoreError
+from protos.files import flush
 
 _ROWS: Final = 1000
 _NOTE: Final = "alembic_version"
@@ -87,15 +87,6 @@ def reading_copy(copy: Path) -> Iterator[Connection]:
         engine.dispose()
 
 
-def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _save_file(driver: sqlite3.Connection, target: Path) -> None:
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
@@ -106,9 +97,9 @@ def _save_file(driver: sqlite3.Connection, target: Path) -> None:
             f"{target} cannot be written: {error}; wanted a folder with room for a copy of the "
             "database. Free space or name another one, and run it again"
         ) from error
-    sync(partial)
+    flush(partial)
     partial.rename(target)
-    sync(target.parent)
+    flush(target.parent)
 
 
 def _write_file(driver: sqlite3.Connection, path: Path) -> None:

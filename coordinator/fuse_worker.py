@@ -34,6 +34,7 @@ from fusion.merge import State
 from fusion.models import load_model, save_model
 from fusion.unified import fuse
 from protos.chunks import sha256_of
+from protos.files import flush
 from protos.messages import Report
 from protos.process import PARENT_VARIABLE, die_with_parent
 from protos.public_sets import read_evals, read_prompt_set
@@ -225,17 +226,9 @@ def _whole(final: Path, write: Callable[[Path], None]) -> None:
     # A folder is believed once it has its name, so after a power cut no file in it may be short.
     for path in (*partial.rglob("*"), partial):
         if not path.is_symlink():
-            _sync(path)
+            flush(path)
     partial.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(final.parent)
 
 
 def _teller(run: str) -> Callable[[Progress], None]:

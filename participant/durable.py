@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from protos.files import flush
+
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -19,23 +21,14 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's bytes, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path.parent)
 
 
 def sync_tree(folder: Path) -> None:
     """Sync everything in a folder, and the folder itself."""
     for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
+        flush(path)
+    flush(folder)
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from participant.durable import sync
+from protos.files import flush
 
 
 class EgressLog:
@@ -37,7 +37,7 @@ class EgressLog:
             file.flush()
             os.fsync(file.fileno())
         if fresh:
-            sync(self._path.parent)
+            flush(self._path.parent)
 
     def lines(self) -> list[Mapping[str, Any]]:
         """Every release so far."""

@@ -9,7 +9,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from participant.durable import sync, write_durably
+from participant.durable import write_durably
+from protos.files import flush
 from protos.messages import Assignment, Report
 
 KEEP: Final = 64
@@ -47,7 +48,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        sync(folder.parent)
+        flush(folder.parent)
         self._entries = {entry.round_id: entry for entry in self._read()}
 
     def accept(self, assignment: Assignment) -> Entry:
@@ -60,8 +61,8 @@ class Spool:
 
     def made(self, entry: Entry, outbox_file: Path, sha256: str) -> Entry:
         """Remember the contribution, once it is on the disk itself."""
-        sync(outbox_file)
-        sync(outbox_file.parent)
+        flush(outbox_file)
+        flush(outbox_file.parent)
         size = outbox_file.stat().st_size
         made = Made(file=outbox_file.name, sha256=sha256, size_bytes=size)
         return self._update(entry, {"made": made})
@@ -78,7 +79,7 @@ class Spool:
         """Forget a round."""
         if self._entries.pop(round_id, None) is not None:
             self._path(round_id).unlink(missing_ok=True)
-            sync(self._folder)
+            flush(self._folder)
 
     def get(self, round_id: str) -> Entry | None:
         """One round's work, if it is known."""

@@ -37,6 +37,18 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def flush(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to disk, for a caller who answers for a failure.
+
+    Raises: OSError.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, where they are not there; their names are then on disk."""
     if not path.is_dir():

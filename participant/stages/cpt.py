@@ -36,7 +36,8 @@ from fusion.models import (
 from fusion.proximal import proximal
 from participant.config import ModelConfig, TrainingConfig
 from participant.corpus import read_corpus
-from participant.durable import sync, sync_tree, write_durably
+from participant.durable import sync_tree, write_durably
+from protos.files import flush
 from protos.spec import TrainingSpec
 
 _FACTS: Final = "expert.json"
@@ -148,7 +149,7 @@ class Expert:
         if self.directory.exists():
             self.directory.rename(old)
         fresh.rename(self.directory)
-        sync(self._folder)
+        flush(self._folder)
         shutil.rmtree(old, ignore_errors=True)
 
     def _start(
@@ -169,9 +170,9 @@ class Expert:
             tokens = encode_documents(tokenizer, documents)
             partial = tokens_file.with_suffix(".partial.npy")
             np.save(partial, tokens)
-            sync(partial)
+            flush(partial)
             partial.rename(tokens_file)
-            sync(self._folder)
+            flush(self._folder)
         spec = ModelSpec(**{**self._model.model_dump(), "vocab_size": len(tokenizer)})
         return build_model(spec, seed), tokenizer, tokens
 
