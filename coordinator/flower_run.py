@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -26,13 +25,14 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError
 
+from coordinator.engine import MAX_PAYLOAD_BYTES, EngineError, Reply
+
 logger = logging.getLogger(__name__)
 
 # A record of this name, with one text under this key, is the whole content of every message.
 RECORD: Final = "cofuse"
 KEY: Final = "json"
 MESSAGE_TYPE: Final = "train"
-MAX_PAYLOAD_BYTES: Final = 65_536
 # A message is three objects: itself, its records, the one record.
 MAX_OBJECTS: Final = 4
 HEARTBEAT_S: Final = 10.0
@@ -42,20 +42,6 @@ AGAIN_S: Final = 2.0
 """Before a message that was lost goes out again."""
 # What a participant says itself; every other error is Flower telling that a message was lost.
 _OWN_ERRORS: Final = frozenset({ErrorCode.CLIENT_APP_RAISED_EXCEPTION})
-
-
-class EngineError(RuntimeError):
-    """Flower cannot do what was asked; the caller tries again or tells the operator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A participant's answer: its JSON text, or the reason why there is none."""
-
-    payload: str | None
-    error: str | None = None
-    lost: bool = False
-    """The message or its answer went missing on the way; the participant said nothing."""
 
 
 _LOST: Final = Reply(None, "the answer came without its content", lost=True)

@@ -63,12 +63,8 @@ class PublicPort:
         self._server = uvicorn.Server(_server_config(app, tls))
         self._thread: threading.Thread | None = None
 
-    def open(self, host: str, port: int) -> str:
-        """Listen; return host:port. Port 0 picks a free one.
-
-        Raises: PortError, OSError.
-        """
-        listener = socket.create_server((host, port), backlog=128)
+    def open(self, listener: socket.socket) -> None:
+        """Answer what comes in at `listener`. Raises: PortError."""
         self._thread = threading.Thread(
             target=_serve, args=(self._server, listener), name="engine-fleet", daemon=True
         )
@@ -78,7 +74,6 @@ class PublicPort:
             if not self._thread.is_alive() or time.monotonic() > ends:
                 raise PortError("the public port did not open: look at the coordinator's log")
             time.sleep(0.02)
-        return f"{host}:{listener.getsockname()[1]}"
 
     def close(self) -> None:
         """Take no more calls; those that run have two seconds."""

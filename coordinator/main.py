@@ -85,7 +85,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         stack.callback(upkeep.stop)
         with _told("engine_listen"):
             engine = _engine(config)
-            engine.start()
+            engine.listen()
         stack.callback(engine.stop)
         presence = Presence(lambda round_id: waited_for(store, round_id), wave=config.wave)
         scheduler = Scheduler(
@@ -109,6 +109,8 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         stack.callback(_stop, server, scheduler, presence, health, config.drain_seconds)
         with _told("listen"):
             port = server.start()
+        # Last: participants are served while it comes up.
+        engine.start(on_failure=lambda e: store.database.on_fatal(f"no engine: {e!r}"))
         address = f"{config.listen.rpartition(':')[0]}:{port}"
         yield Running(address, engine.public_address, ops.address, scheduler, store)
 

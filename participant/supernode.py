@@ -55,7 +55,7 @@ from flwr.supernode.start_client_internal import _insert_message, start_client_i
 
 logger = logging.getLogger(__name__)
 
-# The same two words as in coordinator/engine.py; the integration test holds them together.
+# The same two words as in coordinator/flower_run.py; the integration test holds them together.
 RECORD: Final = "cofuse"
 KEY: Final = "json"
 

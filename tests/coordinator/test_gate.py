@@ -74,7 +74,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Port]:
         rates = Rates(gate.CALLS_PER_S, gate.BURST)
         guarded = Gate(application, key_header="The-Key", routes=routes, rates=rates)
         opened = PublicPort(guarded, tls)
-        yield Port(root, opened.open("127.0.0.1", 0), rates)
+        listener = socket.create_server(("127.0.0.1", 0))
+        opened.open(listener)
+        yield Port(root, f"127.0.0.1:{listener.getsockname()[1]}", rates)
         opened.close()
 
 

@@ -1,7 +1,7 @@
 """Every symbol of flwr that the two engines use and that Flower does not promise to keep.
 
 The engines are written against exactly one release. When one of these fails after an upgrade,
-read what moved, then change coordinator/engine.py or participant/supernode.py.
+read what moved, then change coordinator/superlink.py or participant/supernode.py.
 """
 
 import ast
@@ -40,7 +40,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from coordinator.engine import FLEET_ROUTES
+from coordinator.superlink import FLEET_ROUTES
 from participant.supernode import empty_bundle
 from trust import ca
 
@@ -54,7 +54,7 @@ def test_the_release_is_the_one_the_engines_were_written_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["coordinator.engine", "coordinator.flower_run", "participant.supernode"]
+    "module", ["coordinator.superlink", "coordinator.flower_run", "participant.supernode"]
 )
 def test_nothing_phones_home(module: str) -> None:
     """In a process of its own: the switches count only before the first import of flwr."""
@@ -70,7 +70,7 @@ def test_nothing_phones_home(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["coordinator.engine", "coordinator.flower_run", "participant.supernode"]
+    "module", ["coordinator.superlink", "coordinator.flower_run", "participant.supernode"]
 )
 def test_the_switches_stand_before_the_first_import_of_flwr(module: str) -> None:
     path = Path(*module.split(".")).with_suffix(".py")
