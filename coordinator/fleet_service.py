@@ -172,7 +172,7 @@ def waited_for(store: Store, round_id: str) -> frozenset[str]:
             return frozenset()
     except CofuseError:
         return frozenset()
-    return frozenset(part.participant for part in store.contributions(round_id))
+    return store.named(round_id)
 
 
 async def _news_or(task: "asyncio.Task[None]", news: asyncio.Event) -> None:

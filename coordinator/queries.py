@@ -77,6 +77,11 @@ def find_contributions(
     return [ContributionRow(**row) for row in db.execute(query).mappings()]
 
 
+def names_in(round_id: str) -> Any:
+    """A SELECT of the participants that a round names."""
+    return select(CONTRIBUTIONS.c.participant).where(CONTRIBUTIONS.c.round_id == round_id)
+
+
 def update_contribution(round_id: str, participant: str) -> Any:
     """An UPDATE of one participant's part; give it `.values(...)`."""
     return update(CONTRIBUTIONS).where(

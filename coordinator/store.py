@@ -20,6 +20,7 @@ from coordinator.migrate import migrate
 from coordinator.queries import (
     find_contributions,
     find_round,
+    names_in,
     pivot_row,
     put_pivot,
     round_row,
@@ -231,6 +232,11 @@ class Store:
         """Every named participant's part, by name."""
         with self.database.read() as db:
             return find_contributions(db, round_id)
+
+    def named(self, round_id: str) -> frozenset[str]:
+        """The participants that a round names."""
+        with self.database.read() as db:
+            return frozenset(db.scalars(names_in(round_id)))
 
     def commit(
         self, round_id: str, participant: str, sha256: str, size_bytes: int
