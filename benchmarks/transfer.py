@@ -6,15 +6,18 @@ The coordinator's Transfer service runs in a process of its own, on loopback. Up
 been named (hashed) before, from Stat until the answer that says it is durable; every chunk is
 checked, written and synced. Down: the whole file, checked, written and synced. Raw: as many bytes
 in chunks of the same size through a stream that is read and thrown away: no hash, no disk, no
-protobuf; its server is another process, so that its buffers do not hide what ours needs. They take
-turns; figures are medians. Growth is of the service's resident memory over what it had before its
-first big file.
+protobuf; its server is another process, so that its buffers do not hide what ours needs. Durable:
+the same bare stream, but its reader takes the sha256 and brings the bytes to disk, which is the
+least that any promise to have a file costs. They take turns; figures are medians. Growth is of the
+service's resident memory over what it had before its first big file.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -44,19 +47,35 @@ from protos.v1 import transfer_pb2, transfer_pb2_grpc
 from trust.ca import Role, create_authority, new_identity, sign_request
 
 RAW: Final = "/benchmark/Raw"
+DURABLE: Final = "/benchmark/Durable"
 MIB: Final = 1024 * 1024
 
 
 class RawStream(grpc.GenericRpcHandler):
-    """Counts bytes and throws them away; known methods are left to others."""
+    """Counts bytes and throws them away, or writes them to a file of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = home / "durable"
 
     def service(self, details: Any) -> Any:
-        """Handle RAW alone."""
-        if details.method != RAW:
+        """Handle RAW and DURABLE."""
+        handlers: dict[str, Callable[[Iterator[bytes], Any], bytes]] = {
+            RAW: lambda chunks, _: b"%d" % sum(len(chunk) for chunk in chunks),
+            DURABLE: lambda chunks, _: self._keep(chunks),
+        }
+        if details.method not in handlers:
             return None
-        return grpc.stream_unary_rpc_method_handler(
-            lambda chunks, _: b"%d" % sum(len(chunk) for chunk in chunks)
-        )
+        return grpc.stream_unary_rpc_method_handler(handlers[details.method])
+
+    def _keep(self, chunks: Iterator[bytes]) -> bytes:
+        digest, length = hashlib.sha256(), 0
+        self._file.unlink(missing_ok=True)
+        with self._file.open("wb", buffering=0) as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                length += file.write(chunk)
+            os.fsync(file.fileno())
+        return b"%d" % length
 
 
 def identity(home: Path, role: Role, name: str) -> TlsFiles:
@@ -75,7 +94,7 @@ def serve(home: Path, raw_only: bool) -> None:
     """Print the port and serve until stdin ends."""
     server = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
     if raw_only:
-        server.add_generic_rpc_handlers((RawStream(),))
+        server.add_generic_rpc_handlers((RawStream(home),))
     else:
         store = Store.at(home / "db.sqlite")
         service = TransferService(Artifacts(home / "artifacts"), store, 2**40)
@@ -113,11 +132,17 @@ def noise(path: Path, mib: int, seed: int) -> str:
     return sha256_of(path)
 
 
-def raw(channel: grpc.Channel, mib: int) -> None:
-    """Send that much through the bare stream."""
+def raw(channel: grpc.Channel, mib: int, method: str = RAW) -> None:
+    """Send that much through a bare stream."""
     chunk = bytes(CHUNK_BYTES)
     chunks: Iterator[bytes] = (chunk for _ in range(mib * MIB // CHUNK_BYTES))
-    assert int(channel.stream_unary(RAW)(chunks)) == mib * MIB
+    assert int(channel.stream_unary(method)(chunks)) == mib * MIB
+
+
+def fresh(transfer: Transfer, file: FileRef, home: Path) -> None:
+    """Download a file that is not there."""
+    (home / file.name).unlink(missing_ok=True)
+    transfer.get(file, home)
 
 
 class Watch:
@@ -156,7 +181,7 @@ def measure(home: Path, mib: int, turns: int) -> dict[str, float]:
     operator = identity(home, "operator", "a")
     bare, ours = (Server(home, operator, kind) for kind in ("raw", "transfer"))
     transfer = Transfer(ours.channel)
-    seconds: dict[str, list[float]] = {"raw": [], "up": [], "down": []}
+    seconds: dict[str, list[float]] = {"raw": [], "durable": [], "up": [], "down": []}
     path = home / "noise"
     small = FileRef(name="small", sha256=noise(path, 8, 0), size_bytes=8 * MIB)
     transfer.put(path, small.sha256, transfer_pb2.PIVOT)  # imports, buffers, threads
@@ -168,21 +193,26 @@ def measure(home: Path, mib: int, turns: int) -> dict[str, float]:
             file = FileRef(name="got", sha256=noise(path, mib, turn + 1), size_bytes=mib * MIB)
             for name, work in {
                 "raw": lambda: raw(bare.channel, mib),
+                "durable": lambda: raw(bare.channel, mib, DURABLE),
                 "up": lambda file=file: transfer.put(path, file.sha256, transfer_pb2.PIVOT),
-                "down": lambda file=file: transfer.get(file, home),
+                "down": lambda file=file: fresh(transfer, file, home),
             }.items():
                 seconds[name].append(timed(work))
     for server in (bare, ours):
         server.close()
     rate = {name: mib * MIB / 1e6 / statistics.median(s) for name, s in seconds.items()}
+
+    def ratio(name: str) -> float:
+        return statistics.median(a / b for a, b in zip(seconds[name], seconds["up"], strict=True))
+
     return {
-        "ratio_raw": statistics.median(
-            r / u for r, u in zip(seconds["raw"], seconds["up"], strict=True)
-        ),
+        "ratio_raw": ratio("raw"),
+        "ratio_durable": ratio("durable"),
         "rss_growth_mib": (memory.peak_bytes - before) / MIB,
         "mb_per_s": rate["up"],
         "down_mb_per_s": rate["down"],
         "raw_mb_per_s": rate["raw"],
+        "durable_mb_per_s": rate["durable"],
         "mib": mib,
     }
 

@@ -166,7 +166,7 @@ class Artifacts:
         digest: RunningHash = hashlib.sha256()
         found = []
         begun = time.perf_counter()
-        for data in read_chunks(self.path(sha256)):
+        for data in read_chunks(self.path(sha256), past_cache=True):
             digest.update(data)
             found.append(digest.digest())
             if pause is not None and len(found) % 16 == 0:

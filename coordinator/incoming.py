@@ -4,7 +4,6 @@ Beside the data lies a journal, one record a chunk: how many bytes there are wit
 sha256. After a crash or power cut the data is read against it, and what fits is kept.
 """
 
-import contextlib
 import hashlib
 import os
 import struct
@@ -15,7 +14,7 @@ from typing import Final, TypeAlias
 
 from protos.chunks import MAX_GRPC_BYTES, RunningHash
 from protos.errors import CofuseError
-from protos.files import NO_ROOM, sync, sync_handle, write_at, write_back
+from protos.files import NO_ROOM, GrowingFile, sync
 
 Piece: TypeAlias = tuple[bytes, bytes]
 """Bytes of a chunk, and the running digest (protos/chunks.py) with it."""
@@ -54,15 +53,15 @@ class Partial:
             self._writer = writer
             self._check_start(offset_bytes, prefix_sha256)
         try:
-            with _opened(self.path) as data, _opened(self._journal) as journal:
+            with GrowingFile(self.path) as data, GrowingFile(self._journal) as journal:
                 try:
                     for piece in pieces:
                         with self._lock:
                             self._append(writer, (data, journal), piece, size_bytes)
                         yield self._length_bytes
                 finally:
-                    sync_handle(data)
-                    sync_handle(journal)
+                    data.sync()
+                    journal.sync()
                     sync(self.path.parent)
         except OSError as error:
             self._digest = None  # what the disk holds now is found out by reading it
@@ -107,7 +106,11 @@ class Partial:
             )
 
     def _append(
-        self, writer: object, handles: tuple[int, int], piece: Piece, size_bytes: int
+        self,
+        writer: object,
+        files: tuple[GrowingFile, GrowingFile],
+        piece: Piece,
+        size_bytes: int,
     ) -> None:
         data_bytes, sha256 = piece
         here = self._length_bytes
@@ -120,10 +123,9 @@ class Partial:
         if digest.digest() != sha256:
             raise CofuseError("wrong_chunk", f"the chunk at byte {here} does not fit its digest")
         end = here + len(data_bytes)
-        write_at(handles[0], here, data_bytes)
-        write_at(handles[1], self._records * _RECORD.size, _RECORD.pack(end, sha256))
+        files[0].write_at(here, data_bytes)
+        files[1].write_at(self._records * _RECORD.size, _RECORD.pack(end, sha256))
         self._digest, self._length_bytes, self._records = digest, end, self._records + 1
-        write_back(handles[0], here, end)
 
     def _recover(self) -> None:
         """Read what is on disk against the journal; keep what fits."""
@@ -146,15 +148,6 @@ class Partial:
     def _records_on_disk(self) -> Iterator[tuple[int, bytes]]:
         records = self._journal.read_bytes()
         yield from _RECORD.iter_unpack(records[: len(records) // _RECORD.size * _RECORD.size])
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def storage_error(error: OSError) -> CofuseError:

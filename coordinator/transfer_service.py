@@ -84,7 +84,9 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             )
         return (
             pb.Chunk(data=data, sha256=digests[number])
-            for number, data in enumerate(read_chunks(path, start), start // CHUNK_BYTES)
+            for number, data in enumerate(
+                read_chunks(path, start, past_cache=True), start // CHUNK_BYTES
+            )
         )
 
     def _stat(self, sha256: str, sender: str) -> pb.StatReply:
@@ -149,5 +151,6 @@ def _pieces(requests: Iterator[pb.PutRequest]) -> Iterator[Piece]:
     for request in requests:
         if request.WhichOneof("part") != "chunk":
             raise CofuseError("bad_request", "after the header a Put holds chunks only")
-        UPLOAD_BYTES.inc(len(request.chunk.data))
-        yield request.chunk.data, request.chunk.sha256
+        data = request.chunk.data  # each look at it is a copy
+        UPLOAD_BYTES.inc(len(data))
+        yield data, request.chunk.sha256

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from protos.errors import CofuseError
+from protos.files import Reading
 from protos.v1 import transfer_pb2
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -38,12 +39,15 @@ class RunningHash(Protocol):
         """A hash that goes on from here by itself."""
 
 
-def read_chunks(path: Path, offset_bytes: int = 0) -> Iterator[bytes]:
-    """Yield the bytes of `path` from `offset_bytes` on; chunks end at multiples of CHUNK_BYTES."""
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset_bytes)
-        while chunk := file.read(CHUNK_BYTES - file.tell() % CHUNK_BYTES):
+def read_chunks(path: Path, offset_bytes: int = 0, *, past_cache: bool = False) -> Iterator[bytes]:
+    """Yield the bytes of `path` from `offset_bytes` on; chunks end at multiples of CHUNK_BYTES.
+
+    Args: past_cache: for files that are not expected in the system's page cache, nor wanted there.
+    """
+    with Reading(path, past_cache=past_cache) as file:
+        while chunk := file.read_at(offset_bytes, CHUNK_BYTES - offset_bytes % CHUNK_BYTES):
             yield chunk
+            offset_bytes += len(chunk)
 
 
 def hash_prefix(path: Path, length_bytes: int | None = None) -> RunningHash:
@@ -98,8 +102,8 @@ class Outgoing:
         """Hash what is read from now on: the receiver says that bytes and digests differ."""
         self._named = None
 
-    def requests(self, offset_bytes: int) -> Iterator[transfer_pb2.PutRequest]:
-        """Messages of a Put that goes on at `offset_bytes`, which the receiver has durably.
+    def requests(self, offset_bytes: int) -> Iterator[tuple[transfer_pb2.PutRequest, int]]:
+        """Messages of a Put that goes on at `offset_bytes`, and how many bytes each brings.
 
         Raises: CofuseError wrong_digest when the file is no longer the one that was named.
         """
@@ -111,7 +115,7 @@ class Outgoing:
             kind=self._kind,
             prefix_sha256=prefix,
         )
-        yield transfer_pb2.PutRequest(header=header)
+        yield transfer_pb2.PutRequest(header=header), 0
         sent_bytes = offset_bytes
         for data, sha256 in digests:
             sent_bytes += len(data)
@@ -123,7 +127,7 @@ class Outgoing:
                 )
             request = transfer_pb2.PutRequest()  # as keywords, a chunk in it is copied slowly
             request.chunk.data, request.chunk.sha256 = data, sha256
-            yield request
+            yield request, len(data)
 
     def _digests_from(self, offset_bytes: int) -> tuple[bytes, Iterator[tuple[bytes, bytes]]]:
         """Digest of the first bytes, and the chunks that follow with their running digests."""
@@ -154,4 +158,4 @@ def put_requests(
     path: Path, sha256: str, kind: transfer_pb2.ArtifactKind, offset_bytes: int
 ) -> Iterator[transfer_pb2.PutRequest]:
     """Messages of one Put that goes on at `offset_bytes`. Raises: as Outgoing.requests."""
-    return Outgoing(path, sha256, kind).requests(offset_bytes)
+    return (request for request, _ in Outgoing(path, sha256, kind).requests(offset_bytes))

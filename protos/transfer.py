@@ -1,7 +1,6 @@
 """The dialling side of the Transfer service: files up and down, resumed, bounded by progress."""
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import grpc
 
 from protos.chunks import Outgoing, RunningHash, hash_prefix, sha256_of
 from protos.errors import CofuseError, RemoteError, remote_errors
-from protos.files import replace, write_at, write_back
+from protos.files import GrowingFile, replace
 from protos.messages import FileRef
 from protos.retry import PATIENCE_S, Patience
 from protos.streams import IDLE_S, read_ahead
@@ -129,8 +128,8 @@ class _Window:
         """Messages of the Put, each as soon as there is room for it."""
         sent_bytes = self._answered_bytes
         try:
-            for request in self._file.requests(sent_bytes):
-                sent_bytes += len(request.chunk.data)
+            for request, length in self._file.requests(sent_bytes):
+                sent_bytes += length
                 if not self._has_room(sent_bytes):
                     return
                 yield request
@@ -173,24 +172,21 @@ class _Incoming:
 
         Raises: CofuseError wrong_chunk, wrong_digest, truncated_upload; what `chunks` raises.
         """
-        handle = os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600)
-        try:
+        with GrowingFile(self.path) as file:
             resumed = self.length_bytes > 0
             for chunk in chunks:
+                data = chunk.data  # each look at it is a copy
                 digest = self._digest.copy()
-                digest.update(chunk.data)
+                digest.update(data)
                 if digest.digest() != chunk.sha256:
                     if resumed:  # our own partial file may be what is damaged
                         self._restart()
                     raise CofuseError("wrong_chunk", f"{self._file.name}: a chunk was damaged")
-                write_at(handle, self.length_bytes, chunk.data)
+                file.write_at(self.length_bytes, data)
                 self._digest, resumed = digest, False
-                before, self.length_bytes = self.length_bytes, self.length_bytes + len(chunk.data)
-                write_back(handle, before, self.length_bytes)
+                self.length_bytes += len(data)
                 patience.advanced(self.length_bytes)
-            os.ftruncate(handle, self.length_bytes)
-        finally:
-            os.close(handle)
+            file.truncate(self.length_bytes)
         self._check()
 
     def _check(self) -> None:
