@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,15 @@ def test_a_pivot_whose_files_are_not_its_sums_is_half(
     witness = Witness(_Shelf(files), tmp_path / "seen")  # type: ignore[arg-type]
     witness.look_again()
     assert len(witness.halves) == wrong
+
+
+@pytest.mark.parametrize("part", reliability.PARTS.values(), ids=reliability.PARTS)
+def test_each_part_is_a_program_that_takes_its_arguments(part: reliability.Part) -> None:
+    command = [sys.executable, part.program, *part.arguments, *part.short, "--json", "--help"]
+    done = subprocess.run(
+        command, cwd=reliability.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_driver_says_which_part_is_left_out_and_why(
