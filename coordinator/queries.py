@@ -74,7 +74,9 @@ def find_contributions(
     )
     if only is not None:
         query = query.where(CONTRIBUTIONS.c.participant == only)
-    return [ContributionRow(**row) for row in db.execute(query).mappings()]
+    found = db.execute(query)
+    names = tuple(found.keys())  # once: a mapping makes its own for every row
+    return [ContributionRow(**dict(zip(names, row, strict=True))) for row in found]
 
 
 def names_in(round_id: str) -> Any:

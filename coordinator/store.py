@@ -250,7 +250,8 @@ class Store:
             self.step(round_id, Committed(participant, sha256, size_bytes))
         except CommitRefusedError as error:
             raise CofuseError("wrong_state", str(error)) from error
-        return next(c for c in self.contributions(round_id) if c.participant == participant)
+        with self.database.read() as db:
+            return find_contributions(db, round_id, only=participant)[0]
 
     def report(self, round_id: str, participant: str, status: str, detail: str, body: str) -> None:
         """Keep a participant's report; a refusal or failure ends its part unless committed."""
