@@ -62,7 +62,7 @@ PARTS: Final = {
         program="benchmarks/reliability_crash.py",
         arguments=("--every", "0", "--kills", "0"),
         short=("--every", "0", "--kills", "0", "--faults", "80"),
-        minutes=4,
+        minutes=8,
         why="no space, or a failing disk, at a write",
     ),
     "many": Part(

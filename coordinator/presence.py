@@ -95,11 +95,7 @@ class Presence:
         return attendee
 
     def beat(self, name: str, seen: Seen) -> None:
-        """Take a beat; it counts for the latest attendance.
-
-        Whether its rounds are over is found out within TICK_S, for all at once: asking for each
-        beat, a round of a thousand spent most of a core on it.
-        """
+        """Take a beat; it counts for the latest attendance."""
         with self._lock:
             attendee = self._attendees.get(name)
             if attendee is None:
@@ -113,6 +109,18 @@ class Presence:
             same = before and (before.working, before.paused) == (seen.working, seen.paused)
             woken = [] if same else self._fill()
         _wake(woken)
+        if new := seen.working - (before.working if before else frozenset()):
+            self._tell_ended(name, attendee, new)
+
+    def _tell_ended(self, name: str, attendee: _Attendee, new: Collection[str]) -> None:
+        """Say at once which of a participant's new rounds are over: its own alone are looked at."""
+        over = frozenset(one for one in new if name not in self._named(one))
+        with self._lock:
+            if attendee.seen is None or not (over := over & attendee.seen.working):
+                return
+            attendee.ended |= over
+            attendee.news += 1
+        attendee.notify()
 
     def leave(self, name: str, attendance: object) -> None:
         """End an attendance; a newer one of the same name stays."""

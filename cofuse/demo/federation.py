@@ -7,9 +7,10 @@ share nothing but the loopback network. Keys are made where they are used.
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from subprocess import Popen
 from types import TracebackType
 from typing import Any, Final
@@ -200,11 +201,13 @@ class Federation:
         with (logs / f"{who}.log").open("a", encoding="utf-8") as stderr:
             process = spawn(module, arguments, stderr=stderr, environment=threads)
         self._processes[who] = process
-        reader = threading.Thread(target=self._relay, args=(who, process), daemon=True)
+        if who == "coordinator":
+            self._ready = Queue()  # what an earlier one said of itself is over
+        reader = threading.Thread(target=self._relay, args=(who, process, self._ready), daemon=True)
         self._readers[who] = reader
         reader.start()
 
-    def _relay(self, who: str, process: "Popen[str]") -> None:
+    def _relay(self, who: str, process: "Popen[str]", ready: "Queue[dict[str, Any]]") -> None:
         assert process.stdout is not None
         for line in process.stdout:
             try:
@@ -212,13 +215,12 @@ class Federation:
             except json.JSONDecodeError:
                 continue
             if message.get("kind") == "ready":
-                self._ready.put(message)
+                ready.put(message)
             self._hear(who, message)
 
     def _wait_ready(self, who: str) -> dict[str, Any]:
         for _ in range(int(READY_S / 0.2)):
             self.check()
-            if not self._ready.empty():
-                return self._ready.get()
-            threading.Event().wait(0.2)
+            with suppress(Empty):
+                return self._ready.get(timeout=0.2)
         raise FederationError(f"{who} was not ready within {READY_S:.0f} s")

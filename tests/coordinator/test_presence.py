@@ -121,7 +121,6 @@ def test_a_round_of_others_sounds_like_one_that_does_not_exist() -> None:
     roll = Roll()
     roll.named["rnd-1"] = ["b"]
     roll.arrive("a", working=["rnd-1", "rnd-77"])
-    roll.presence.refresh()
     assert roll.presence.call("a").ended == {"rnd-1", "rnd-77"}
 
 
