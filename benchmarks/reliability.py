@@ -74,7 +74,7 @@ PARTS: Final = {
     ),
     "kills": Part(
         program="benchmarks/reliability_kills.py",
-        arguments=("--kills", "300", "--minutes", "12"),
+        arguments=("--kills", "300", "--gap", "1.5", "--minutes", "13"),
         short=("--kills", "4", "--gap", "1", "--minutes", "0.4", "--deadline", "0.5"),
         minutes=17,
         why="kill -9 at random while rounds run",
