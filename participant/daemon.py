@@ -30,11 +30,14 @@ from participant.status import PAUSED, StatusServer
 from participant.training import Training
 from participant.work import Tell, Worker, progress_body
 from protos import logs
+from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.errors import RemoteError
 from protos.messages import Report
 from protos.process import die_with_parent, on_stop_signal
 from protos.v1 import fleet_pb2 as pb
+from trust.chain import AuditError
+from trust.keys import KeyFileError
 
 VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
@@ -87,6 +90,7 @@ class Participant:
         Raises: RemoteError when the coordinator refuses us for good. CorpusError. OSError when
             the disk fails: what was written before is in doubt.
         """
+        self._worker.egress.policy(sha256_of(self._config.policy))
         status = StatusServer(self._config.data_dir, self.status)
         status.open()
         self._engine.start()
@@ -105,6 +109,7 @@ class Participant:
             self._attendance.stop()
             self._engine.stop()
             status.close()
+            self._worker.egress.close()
 
     def status(self) -> dict[str, Any]:
         """How we are; called from the status socket's thread."""
@@ -163,7 +168,7 @@ class Participant:
             check(self._policy, assignment)
             report = entry.report or self._do(entry, should_stop)
         except PolicyRefusalError as error:
-            report = self._worker.report(assignment, "refused", detail=str(error))
+            report = self._worker.refuse(assignment, str(error))
         except Stopped:
             return  # it stays in the spool, or is dropped at the next step
         except Exception as error:
@@ -281,7 +286,7 @@ def main(argv: list[str]) -> int:
             participant.run()
     except Stopped:
         return 0
-    except (CorpusError, RemoteError, OSError) as error:
+    except (AuditError, KeyFileError, CorpusError, RemoteError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -1,12 +1,10 @@
-"""An audit chain in a folder: appended and synced by whoever keeps it, read by anybody, offline.
+"""Who keeps an audit chain in a folder: appends, syncs, signs, and mends what a crash left.
 
-`NNNNNNNNNNNN.jsonl` holds the records from number N on, `checkpoints.jsonl` what was signed,
-`audit.key` (mode 0600) and `audit.pub` the key. An export is such a folder without the private key.
+The files are those of trust/audit_files.py, which anybody may read.
 """
 
 import fcntl
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,22 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from trust.chain import MAX_LINE_BYTES, START, AuditError, Entry, Head, make_line, read_record
-from trust.checkpoints import (
-    CHECKPOINT_EVERY,
-    CHECKPOINT_S,
-    Checkpoint,
-    Verdict,
-    make_checkpoint,
-    read_checkpoint,
-    verify_chain,
+from trust.audit_files import (
+    CHECKPOINTS,
+    KEY,
+    append,
+    cut_torn,
+    last_head,
+    now_unix_ms,
+    read_checkpoints,
+    segment_name,
+    segments,
 )
-from trust.keys import PUBLIC_SUFFIX, load_private, load_public, new_key
+from trust.chain import START, AuditError, Entry, Head, make_line
+from trust.checkpoints import CHECKPOINT_EVERY, CHECKPOINT_S, Checkpoint, make_checkpoint
+from trust.keys import load_private, new_key
 
 SEGMENT_BYTES: Final = 64 << 20
-KEY: Final = "audit.key"
-PUBLIC_KEY: Final = f"audit{PUBLIC_SUFFIX}"
-CHECKPOINTS: Final = "checkpoints.jsonl"
 REPAIRED: Final = "audit.repaired"
 """The act of the record that follows a torn line, which a crash had left and we have cut off."""
 _LOCK: Final = "audit.lock"
@@ -68,7 +66,7 @@ class AuditLog:
                 new_key(folder / KEY)
             self._key = load_private(folder / KEY)
             checkpoints = folder / CHECKPOINTS
-            _cut_torn(checkpoints)
+            cut_torn(checkpoints)
             signed = read_checkpoints(checkpoints)
             self._settle()
             self._check_end(signed[-1] if signed else None)
@@ -119,12 +117,12 @@ class AuditLog:
     def _settle(self) -> _Tail:
         """The tail as it is now: another process, or a write that failed, may have moved it."""
         found = segments(self._folder)
-        newest = found[-1] if found else self._folder / _segment_name(1)
+        newest = found[-1] if found else self._folder / segment_name(1)
         size = newest.stat().st_size if found else 0
         if self._tail is not None and (self._tail.segment, self._tail.size) == (newest, size):
             return self._tail
-        torn = _cut_torn(newest)
-        head = next((h for path in reversed(found) if (h := _last_head(path)) is not None), START)
+        torn = cut_torn(newest)
+        head = next((h for path in reversed(found) if (h := last_head(path)) is not None), START)
         self._tail = _Tail(newest, newest.stat().st_size if found else 0, head)
         if torn:
             data = {"bytes": len(torn), "sha256": hashlib.sha256(torn).hexdigest()}
@@ -133,13 +131,13 @@ class AuditLog:
         return self._tail
 
     def _write(self, tail: _Tail, entries: Iterable[Entry]) -> None:
-        head, now, lines = tail.head, time.time_ns() // 1_000_000, []
+        head, now, lines = tail.head, now_unix_ms(), []
         for entry in entries:
             line, head = make_line(entry, head, now)
             lines.append(line + b"\n")
         if tail.size >= self._segment_bytes:
-            tail.segment, tail.size = self._folder / _segment_name(tail.head.seq + 1), 0
-        _append(tail.segment, b"".join(lines))
+            tail.segment, tail.size = self._folder / segment_name(tail.head.seq + 1), 0
+        append(tail.segment, b"".join(lines))
         tail.size, tail.head = tail.segment.stat().st_size, head
         if self._unsigned_since is None:
             self._unsigned_since = time.monotonic()
@@ -153,8 +151,8 @@ class AuditLog:
         )
 
     def _sign(self, head: Head) -> None:
-        made = make_checkpoint(self._key, head, time.time_ns() // 1_000_000)
-        _append(self._folder / CHECKPOINTS, made.line() + b"\n")
+        made = make_checkpoint(self._key, head, now_unix_ms())
+        append(self._folder / CHECKPOINTS, made.line() + b"\n")
         self._signed, self._unsigned_since = head.seq, None
 
     def _check_end(self, signed: Checkpoint | None) -> None:
@@ -169,125 +167,3 @@ class AuditLog:
                 f"{signed.seq} as it was signed: its end was cut off or changed. Find out who did "
                 "it; keep the folder as evidence, and move it away for a new chain to begin"
             )
-
-
-def segments(folder: Path) -> list[Path]:
-    """The files that hold records, in order."""
-    return sorted(path for path in folder.glob("*.jsonl") if path.stem.isdigit())
-
-
-def read_lines(paths: Iterable[Path]) -> Iterator[bytes]:
-    """Every whole line; one that is just being written, or was torn, does not count."""
-    for path in paths:
-        with path.open("rb") as file:
-            while line := file.readline(MAX_LINE_BYTES + 2):
-                if line.endswith(b"\n"):
-                    yield line[:-1]
-                elif len(line) > MAX_LINE_BYTES:
-                    yield line  # too long: no record
-                    break
-
-
-def read_checkpoints(path: Path) -> list[Checkpoint]:
-    """What was signed, in the order of signing.
-
-    Raises: AuditError.
-    """
-    try:
-        return [read_checkpoint(line) for line in read_lines([path])] if path.exists() else []
-    except AuditError as error:
-        raise AuditError(f"{path}: {error}; it was changed, or is no such file") from None
-
-
-def check(path: Path, *, whole: bool = True) -> Verdict:
-    """Verify a folder, or one of its files: offline, and without changing anything.
-
-    Args: whole: the folder must begin with record 1; one file never needs to.
-    Raises: AuditError for unreadable checkpoints. KeyFileError, OSError.
-    """
-    folder = path if path.is_dir() else path.parent
-    key = load_public(folder / PUBLIC_KEY) if (folder / PUBLIC_KEY).exists() else None
-    signed = read_checkpoints(folder / CHECKPOINTS)
-    if path.is_dir():
-        return verify_chain(read_lines(segments(path)), signed, key, whole=whole)
-    # A file may have successors: what was signed after it is not missing from it.
-    last = _last_head(path) or START
-    return verify_chain(
-        read_lines([path]), [c for c in signed if c.seq <= last.seq], key, whole=False
-    )
-
-
-def write_export(
-    folder: Path, lines: Iterable[bytes], checkpoints: Iterable[Checkpoint], public_key: bytes
-) -> None:
-    """Lay an excerpt down as a folder that check() reads.
-
-    Raises: AuditError when there are no lines. FileExistsError.
-    """
-    lines = list(lines)
-    if not lines:
-        raise AuditError("found no record in that range, wanted one at least")
-    folder.mkdir(parents=True)
-    first = read_record(lines[0])["seq"]
-    last = read_record(lines[-1])["seq"]
-    covered = [made.line() for made in checkpoints if first <= made.seq <= last]
-    _append(folder / _segment_name(first), b"".join(line + b"\n" for line in lines))
-    _append(folder / CHECKPOINTS, b"".join(line + b"\n" for line in covered))
-    _append(folder / PUBLIC_KEY, public_key)
-
-
-def _segment_name(first: int) -> str:
-    return f"{first:012d}.jsonl"
-
-
-def _last_head(path: Path) -> Head | None:
-    """The head of a file's last line; None when it is empty.
-
-    Raises: AuditError.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - MAX_LINE_BYTES - 2))
-        end = file.read().rstrip(b"\n")
-    if not end:
-        return None
-    try:
-        record = read_record(end[end.rfind(b"\n") + 1 :])
-    except AuditError as error:
-        raise AuditError(
-            f"{path}: the last line: {error}. Find out who changed it; keep the folder as "
-            "evidence, and move it away for a new chain to begin"
-        ) from None
-    return Head(record["seq"], record["h"])
-
-
-def _cut_torn(path: Path) -> bytes:
-    """Cut off what follows the last line feed: it was never synced whole; return it."""
-    if not path.exists():
-        return b""
-    with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - MAX_LINE_BYTES - 2))
-        end = file.read()
-        torn = end[end.rfind(b"\n") + 1 :]
-        if torn:
-            file.truncate(size - len(torn))
-            file.flush()
-            os.fsync(file.fileno())
-    return torn
-
-
-def _append(path: Path, content: bytes) -> None:
-    """Add bytes to a file, and bring them, and a new file's name, to disk."""
-    fresh = not path.exists()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-    with os.fdopen(handle, "ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if fresh:
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
