@@ -158,8 +158,8 @@ def _signatures(
     signed = 0
     last = begins - 1
     for checkpoint in sorted(checkpoints, key=lambda c: c.seq):
-        if checkpoint.seq not in heads:
-            continue
+        if checkpoint.seq not in heads or checkpoint.kid != kid(key):
+            continue  # another key's word is none: what it covers counts as not signed
         if not _is_good(checkpoint, key):
             says = f"the checkpoint of record {checkpoint.seq} is not signed by key {kid(key)[:16]}"
             return signed, Broken(checkpoint.seq, says)

@@ -120,9 +120,29 @@ def _chain(path: Path) -> Iterator["Chain"]:
             from participant.egress import FOLDER
 
             path = load_config(path / "participant.toml").data_dir / FOLDER
-        yield open_chain(path)
+        if (path / "coordinator.toml").exists():
+            with _coordinators(path) as chain:
+                yield chain
+        else:
+            yield open_chain(path)
     except (ConfigError, StoreError, CofuseError, AuditError, KeyFileError, OSError) as error:
         fail(error, 2)
+
+
+@contextlib.contextmanager
+def _coordinators(home: Path) -> Iterator["Chain"]:
+    """The chain in a coordinator's database, as it is at one moment."""
+    from coordinator.audit import chain_of
+    from coordinator.config import load_config
+    from coordinator.database import open_database
+
+    config = load_config(home / "coordinator.toml")
+    database = open_database(config.store_url())
+    try:
+        with database.snapshot() as connection:
+            yield chain_of(connection, config.data_dir)
+    finally:
+        database.close()
 
 
 def _tell(verdict: "Verdict", *, as_json: bool) -> None:

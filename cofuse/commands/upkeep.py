@@ -28,6 +28,7 @@ def fsck(
     Exit status 0: all hold. 1: something is broken; each line says what to do.
     """
     from coordinator.artifacts import open_artifacts
+    from coordinator.audit import audit_key
     from coordinator.clock import now_unix_ms
     from coordinator.database import open_database
     from coordinator.fsck import fsck as check
@@ -36,7 +37,8 @@ def fsck(
         database = open_database(config.store_url())
         try:
             artifacts = open_artifacts(config.data_dir, config.artifacts)
-            verdict = check(database, artifacts, now_unix_ms(), hashes=hashes)
+            key = audit_key(config.data_dir)
+            verdict = check(database, artifacts, now_unix_ms(), hashes=hashes, audit_key=key)
         finally:
             database.close()
     _tell(verdict)

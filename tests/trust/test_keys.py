@@ -5,7 +5,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trust.keys import (
@@ -41,6 +41,7 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
 
 
 @given(payload=st.binary(max_size=64), at=st.integers(0, 63), bit=st.integers(0, 7))
+@settings(deadline=None)
 def test_a_signature_holds_for_its_bytes_and_key_alone(payload: bytes, at: int, bit: int) -> None:
     key, other = KEY, OTHER
     made = sign(key, payload)

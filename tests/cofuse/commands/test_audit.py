@@ -1,14 +1,17 @@
 """`cofuse audit verify | export` and `cofuse egress`, as a data officer calls them."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cofuse.cli import app
+from coordinator.auditor import Auditor
 from participant.egress import FOLDER, EgressLog
 from protos.config import toml_text
+from tests.coordinator.archive import make_archive
 from trust.audit_files import segments
 
 
@@ -134,6 +137,36 @@ def test_an_empty_range_and_a_folder_in_the_way_are_said(home: Path, tmp_path: P
     assert (code, "no record in that range" in said) == (2, True)
     (tmp_path / "out").mkdir()
     assert run("audit", "export", home, tmp_path / "out")[0] == 2
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A coordinator's folder with a story, signed to its end."""
+    hub = tmp_path / "hub"
+    assert run("coordinator", "init", hub)[0] == 0
+    store = make_archive(hub / "data").store
+    auditor = Auditor(store, hub / "data")
+    auditor.start()
+    auditor.stop()
+    store.close()
+    return hub
+
+
+def test_a_coordinators_chain_is_verified_and_exported_likewise(hub: Path, tmp_path: Path) -> None:
+    found = answer("audit", "verify", hub)
+    assert (found["ok"], found["first"], found["signed"]) == (True, 1, found["last"])
+    assert run("audit", "export", hub, tmp_path / "out", "--from", 5)[0] == 0
+    excerpt = answer("audit", "verify", tmp_path / "out", "--excerpt")
+    assert (excerpt["ok"], excerpt["first"], excerpt["head"]) == (True, 5, found["head"])
+    database = sqlite3.connect(hub / "data" / "coordinator.sqlite")
+    with database:
+        database.execute(
+            "UPDATE audit SET line = replace(line, 'st-mary', 'st-jude') WHERE seq = 6"
+        )
+    database.close()
+    assert answer("audit", "verify", hub)["broken"]["seq"] == 6  # type: ignore[index]
+    code, shown, _ = run("coordinator", "fsck", hub)
+    assert (code, "I5 BROKEN" in shown) == (1, True)
 
 
 def test_what_is_no_chain_is_said(tmp_path: Path) -> None:
