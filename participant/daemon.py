@@ -36,7 +36,7 @@ from protos.errors import RemoteError
 from protos.messages import Report
 from protos.process import die_with_parent, on_stop_signal
 from protos.v1 import fleet_pb2 as pb
-from trust.chain import AuditError
+from trust.chain import AuditError, Head
 from trust.keys import KeyFileError
 
 VERSION: Final = "0.1.0"
@@ -236,6 +236,7 @@ class Participant:
 
     def _beat(self) -> pb.Beat:
         facts, now = self._expert.facts(), time.time_ns() // 1_000_000
+        audit = self._worker.egress.anchor()
         self._told_paused = self._paused
         return pb.Beat(
             software_version=VERSION,
@@ -246,6 +247,8 @@ class Participant:
             expert_steps=facts.steps,
             expert_age_s=max(0, now - facts.finished_unix_ms) // 1000,
             working_rounds=[entry.round_id for entry in self._spool.unfinished()][:16],
+            audit_seq=audit.seq,
+            audit_head=audit.h if audit.seq else "",
         )
 
     def _on_joined(self, engine_address: str) -> None:
@@ -254,6 +257,7 @@ class Participant:
         self._engine_address = engine_address
 
     def _on_summons(self, summons: pb.Summons) -> None:
+        self._worker.egress.witness(Head(summons.audit_seq, summons.audit_head))
         self._ended = frozenset(summons.ended_rounds)
         if self._ended:
             self._halt.set()

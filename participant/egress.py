@@ -6,20 +6,27 @@ way round: a crash between record and release over-counts.
 """
 
 import json
+import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from participant.durable import write_durably
 from protos.files import flush
+from trust.anchors import Anchor, anchor_entry, is_head, witness
 from trust.audit import AuditLog
 from trust.audit_files import read_lines, segments
 from trust.ca import Identity
-from trust.chain import Entry, Head, read_record, utc
+from trust.chain import START, AuditError, Entry, Head, read_record, utc
 
+_LOG = logging.getLogger(__name__)
 FOLDER: Final = "audit"
 """Of the data folder: what `cofuse audit verify` reads."""
+ANCHOR: Final = "coordinator-head.json"
+"""Of the data folder: the last head that was seen of the coordinator's chain."""
 OLD_LOG: Final = "egress.jsonl"
 """What releases before the chain were written to; its lines are taken over once."""
 BY_POLICY: Final = "policy"
@@ -105,8 +112,31 @@ class EgressLog:
             self._log.append(self._entry(POLICY, sha256))
 
     def anchor(self) -> Head:
-        """The head of the chain, for others to remember; it is signed when that is due."""
-        return self._log.sign_if_due()
+        """The head of the chain, for others to remember; it is signed when that is due.
+
+        Trouble with the disk or the chain ends no beat: whoever releases next is told of it.
+        """
+        try:
+            return self._log.sign_if_due()
+        except (OSError, AuditError) as error:
+            _LOG.warning("the head of the audit chain is not told: %s", error)
+            return START
+
+    def witness(self, head: Head) -> None:
+        """Remember the head of the coordinator's chain, and raise the alarm when it went back."""
+        if not is_head(*head):
+            return
+        before = read_anchor(self._data_dir)
+        after, is_due = witness(before, head, time.time_ns() // 1_000_000)
+        if after.alarm and (before is None or after.alarm != before.alarm):
+            _LOG.critical("the coordinator: %s; ask its operator why", after.alarm)
+        try:
+            if is_due:
+                self._log.append(anchor_entry(self._actor, "coordinator", before, after))
+            if after != before:
+                write_durably(self._data_dir / ANCHOR, json.dumps(asdict(after)))
+        except (OSError, AuditError) as error:  # a full disk must not end the attendance
+            _LOG.warning("the coordinator's audit chain was not noted: %s", error)
 
     def close(self) -> None:
         """Sign what is not signed yet."""
@@ -134,6 +164,12 @@ class EgressLog:
         self._log.append(*(self._entry(_TAKEN_OVER, old.name, data=line) for line in lines))
         old.rename(old.with_suffix(".jsonl.taken-over"))
         flush(old.parent)
+
+
+def read_anchor(data_dir: Path) -> Anchor | None:
+    """The last head that was seen of the coordinator's chain."""
+    path = data_dir / ANCHOR
+    return Anchor(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def releases(data_dir: Path) -> Iterator[Release]:

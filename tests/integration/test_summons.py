@@ -32,6 +32,7 @@ from protos.process import end, spawn
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec
 from tests.integration.recorder import Recorder
+from trust import audit
 from trust.ca import create_authority, new_identity, sign_request
 
 pytestmark = [pytest.mark.xdist_group("summons"), pytest.mark.timeout(300)]

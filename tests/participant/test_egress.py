@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from participant.egress import FOLDER, POLICY, EgressLog, read_records, releases
+from participant.egress import FOLDER, POLICY, EgressLog, read_anchor, read_records, releases
 from trust.audit_files import check, segments
+from trust.chain import Head
 
 
 def test_every_release_stays_written_down_with_who_allowed_it(tmp_path: Path) -> None:
@@ -47,6 +48,28 @@ def test_another_policy_is_news_and_the_same_is_none(tmp_path: Path) -> None:
     for sha256 in ("a", "a", "b", "a"):
         EgressLog(tmp_path, "st-mary").policy(sha256)
     assert [record["obj"] for record in read_records(tmp_path, POLICY)] == ["a", "b", "a"]
+
+
+def test_a_coordinator_whose_chain_goes_back_is_an_alarm_that_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seq in (5, 5, 9):
+        EgressLog(tmp_path, "st-mary").witness(Head(seq, "a" * 64))
+    assert not caplog.records
+    for seq in (7, 8):
+        EgressLog(tmp_path, "st-mary").witness(Head(seq, "b" * 64))
+    [record] = caplog.records
+    assert (record.levelname, "from record 9 " in record.message) == ("CRITICAL", True)
+    found = read_anchor(tmp_path)
+    assert found is not None
+    assert (found.seq, "went back from record 9 " in found.alarm) == (8, True)
+    seen = list(read_records(tmp_path, "anchor.seen", "anchor.alarm"))
+    assert [(r["act"], r["data"]["seq"]) for r in seen] == [("anchor.seen", 5), ("anchor.alarm", 7)]
+
+
+def test_what_is_no_head_is_passed_over(tmp_path: Path) -> None:
+    EgressLog(tmp_path, "st-mary").witness(Head(0, ""))
+    assert read_anchor(tmp_path) is None
 
 
 def _old_line(number: int) -> str:
