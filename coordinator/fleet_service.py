@@ -34,6 +34,9 @@ MISSED_BEATS: Final = 3
 """An attendance ends when this many beats in a row did not come."""
 ANCHOR_S: Final = 60.0
 """How late an idle participant hears of a new head of our audit chain."""
+ANCHORS_PER_S: Final = 0.2
+ANCHORS_BURST: Final = 10.0
+"""Heads of a participant's chain that are taken: each new one is written down."""
 BEATS_PER_S: Final = 5.0
 BEATS_BURST: Final = 100.0
 MAX_WORKING: Final = 16
@@ -111,13 +114,15 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     async def _take_beats(self, name: str, requests: AsyncIterator[pb.Beat]) -> None:
         """Read until the caller closes its side or falls silent."""
         silence_s, rates = BEAT_S * MISSED_BEATS, Rates(BEATS_PER_S, BEATS_BURST)
+        anchors = Rates(ANCHORS_PER_S, ANCHORS_BURST)
         with contextlib.suppress(StopAsyncIteration, TimeoutError):
             while True:
                 beat = await asyncio.wait_for(anext(requests), silence_s)
                 if not rates.take(name):
                     raise CofuseError("too_many_calls", "found too many beats a second")
                 self._presence.beat(name, _seen(beat))
-                await self._take_anchor(name, Head(beat.audit_seq, beat.audit_head))
+                if anchors.take(name):  # the next beat tells it again
+                    await self._take_anchor(name, Head(beat.audit_seq, beat.audit_head))
 
     async def _take_anchor(self, name: str, head: Head) -> None:
         """Remember the head of the caller's audit chain, and raise the alarm when it went back.

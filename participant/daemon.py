@@ -124,6 +124,7 @@ class Participant:
             "expert_steps": facts.steps,
             "next_training": None if opens is None else opens.isoformat(),
             "free_disk_bytes": self._free_bytes(),
+            "alarm": self._worker.egress.alarm(),
         }
 
     # the loop

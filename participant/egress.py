@@ -138,6 +138,11 @@ class EgressLog:
         except (OSError, AuditError) as error:  # a full disk must not end the attendance
             _LOG.warning("the coordinator's audit chain was not noted: %s", error)
 
+    def alarm(self) -> str:
+        """What the coordinator's chain did that no chain does; empty: nothing."""
+        seen = read_anchor(self._data_dir)
+        return f"the coordinator: {seen.alarm}" if seen is not None and seen.alarm else ""
+
     def close(self) -> None:
         """Sign what is not signed yet."""
         self._log.sign()

@@ -56,10 +56,12 @@ def test_a_coordinator_whose_chain_goes_back_is_an_alarm_that_stays(
     for seq in (5, 5, 9):
         EgressLog(tmp_path, "st-mary").witness(Head(seq, "a" * 64))
     assert not caplog.records
+    assert EgressLog(tmp_path, "st-mary").alarm() == ""
     for seq in (7, 8):
         EgressLog(tmp_path, "st-mary").witness(Head(seq, "b" * 64))
     [record] = caplog.records
     assert (record.levelname, "from record 9 " in record.message) == ("CRITICAL", True)
+    assert "went back from record 9 " in EgressLog(tmp_path, "st-mary").alarm()
     found = read_anchor(tmp_path)
     assert found is not None
     assert (found.seq, "went back from record 9 " in found.alarm) == (8, True)

@@ -94,6 +94,17 @@ def test_two_records_that_changed_places_are_named_by_the_first(one: int, other:
         assert verdict.broken.seq == min(one, other) + 1
 
 
+@given(at=places)
+@settings(deadline=None)
+def test_a_record_with_its_right_hash_but_other_words_does_not_fit_in(at: int) -> None:
+    before = HEADS[at - 1] if at else START
+    forged = chain(1, word="forged", from_head=before)[0]
+    verdict = verify_chain(LINES[:at] + forged + LINES[at + 1 :], SIGNED, PUBLIC)
+    assert verdict.broken is not None
+    signed_to = at - at % 4  # a checkpoint that covers it names the first record it doubts
+    assert verdict.broken.seq == (signed_to + 1 if at % 4 == 3 else at + 2)
+
+
 @given(kept=st.integers(0, 11))
 @settings(deadline=None)
 def test_an_end_cut_off_below_a_checkpoint_is_named(kept: int) -> None:
