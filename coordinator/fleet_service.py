@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,7 @@ MISSED_BEATS: Final = 3
 """An attendance ends when this many beats in a row did not come."""
 ANCHOR_S: Final = 60.0
 """How late an idle participant hears of a new head of our audit chain."""
+HEAD_S: Final = 1.0
 ANCHORS_PER_S: Final = 0.2
 ANCHORS_BURST: Final = 10.0
 """Heads of a participant's chain that are taken: each new one is written down."""
@@ -61,6 +63,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self._presence = presence
         self._joined: set[str] = set()
         self._engine_advertise = engine_advertise
+        self._known_head = START
+        self._head_at = float("-inf")
         self._anchors: dict[str, Head] = {}
         self._alarms: dict[str, str] = {}
 
@@ -88,12 +92,11 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         attendance = self._presence.arrive(name, lambda: _tell(loop, news))
         beats = asyncio.create_task(self._take_beats(name, requests))
-        told, head = None, START
+        told = None
         try:
             while self._presence.current(name, attendance) and not beats.done():
                 news.clear()
-                with contextlib.suppress(CofuseError):  # a database that is away comes back
-                    head = await asyncio.to_thread(self._store.audit_head)
+                head = await self._head()
                 call = self._presence.call(name)
                 if (call, head) != told:
                     told = (call, head)
@@ -110,6 +113,15 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         finally:
             beats.cancel()
             self._presence.leave(name, attendance)
+
+    async def _head(self) -> Head:
+        """The head of our audit chain, at most HEAD_S old: one reading is enough for a thousand."""
+        now = time.monotonic()
+        if now - self._head_at >= HEAD_S:
+            self._head_at = now
+            with contextlib.suppress(CofuseError):  # a database that is away comes back
+                self._known_head = await asyncio.to_thread(self._store.audit_head)
+        return self._known_head
 
     async def _take_beats(self, name: str, requests: AsyncIterator[pb.Beat]) -> None:
         """Read until the caller closes its side or falls silent."""

@@ -71,6 +71,7 @@ def backup(
         f"{made.contents}: {made.objects} files, {made.copied_bytes} bytes of them new", err=True
     )
     typer.echo(f"keep {home}/ca and {home}/tls in a safe: they are not in it", err=True)
+    typer.echo(f"and the key of the audit chain: {config.data_dir}/audit", err=True)
     typer.echo(
         json.dumps({"contents": str(made.contents), "copied_bytes": made.copied_bytes})
         if as_json

@@ -176,6 +176,18 @@ def test_each_damage_is_named_and_has_a_remedy(
     assert all(finding.do for finding in found)
 
 
+def test_a_story_that_is_older_than_the_chain_is_taken_as_it_is(tmp_path: Path) -> None:
+    old = make_archive(tmp_path / "data")
+    sql("DELETE FROM audit")(old)  # a database of a release that kept no chain
+    old.store.close()
+    archive = Archive.opened(tmp_path / "data")
+    archive.contribute("rnd-3", "st-luke")
+    assert findings(archive) == ()
+    sql("DELETE FROM events WHERE body_json LIKE '%st-luke%' AND round_id = 'rnd-3'")(archive)
+    assert {finding.invariant for finding in findings(archive)} == {"I7"}
+    archive.store.close()
+
+
 def test_sizes_alone_do_not_show_a_flipped_bit(archive: Archive) -> None:
     flip_a_bit(archive)
     assert findings(archive, hashes=False) == ()
