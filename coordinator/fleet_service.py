@@ -30,7 +30,7 @@ from trust.anchors import is_head
 from trust.ca import public_key_bytes
 from trust.chain import START, Head
 
-_LOG = logs.logger("coordinator.fleet")
+_LOG = logs.logger("coordinator.fleet_service")
 MISSED_BEATS: Final = 3
 """An attendance ends when this many beats in a row did not come."""
 ANCHOR_S: Final = 60.0
