@@ -144,8 +144,11 @@ class EgressLog:
         return f"the coordinator: {seen.alarm}" if seen is not None and seen.alarm else ""
 
     def close(self) -> None:
-        """Sign what is not signed yet."""
-        self._log.sign()
+        """Sign what is not signed yet; on a full disk the next start does it."""
+        try:
+            self._log.sign()
+        except (OSError, AuditError) as error:
+            _LOG.warning("the end of the audit chain is not signed: %s", error)
 
     def releases(self) -> list[Release]:
         """Everything that ever left, and everything that was refused."""
