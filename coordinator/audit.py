@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from coordinator.clock import now_unix_ms
 from coordinator.tables import ANCHORS, AUDIT, AUDIT_CHECKPOINTS, EVENTS
-from trust.anchors import Anchor, anchor_entry, witness
+from trust.anchors import Anchor, acceptance, anchor_entry, witness
 from trust.audit_files import KEY, PUBLIC_KEY, Chain
 from trust.ca import Identity, Role
 from trust.chain import START, Entry, Head, make_line
@@ -91,6 +91,16 @@ def take_anchor(db: Connection, participant: str, head: Head) -> Anchor:
     if is_due:
         record(db, anchor_entry(COORDINATOR, participant, before, after))
     return after
+
+
+def accept_anchor(db: Connection, participant: str, why: str) -> bool:
+    """End the alarm about a participant's chain; return whether there was one."""
+    before = anchors(db).get(participant)
+    if before is None or not before.alarm:
+        return False
+    record(db, acceptance(COORDINATOR, participant, before, why))
+    db.execute(update(ANCHORS).where(ANCHORS.c.participant == participant).values(alarm=""))
+    return True
 
 
 def lines(db: Connection) -> Iterator[bytes]:

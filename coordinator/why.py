@@ -184,7 +184,7 @@ def _participant(name: str, facts: Facts, now: int) -> Iterator[Finding]:
     if facts.seen[name].alarm:
         do = (
             "it was restored from a backup or tampered with: ask its data officer, and compare "
-            "its export (cofuse audit export) with ours; until then join it to no round"
+            "its export (cofuse audit export) with ours; then: cofuse audit accept HOME --why ..."
         )
         yield Finding(f"{name}: {facts.seen[name].alarm}", do)
     trouble = _trouble(name, facts.seen[name], now)

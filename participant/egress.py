@@ -10,13 +10,13 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from participant.durable import write_durably
 from protos.files import flush
-from trust.anchors import Anchor, anchor_entry, is_head, witness
+from trust.anchors import Anchor, acceptance, anchor_entry, is_head, witness
 from trust.audit import AuditLog
 from trust.audit_files import read_lines, segments
 from trust.ca import Identity
@@ -142,6 +142,15 @@ class EgressLog:
         """What the coordinator's chain did that no chain does; empty: nothing."""
         seen = read_anchor(self._data_dir)
         return f"the coordinator: {seen.alarm}" if seen is not None and seen.alarm else ""
+
+    def accept(self, why: str) -> bool:
+        """End the alarm about the coordinator's chain; return whether there was one."""
+        before = read_anchor(self._data_dir)
+        if before is None or not before.alarm:
+            return False
+        self._log.append(acceptance(self._actor, "coordinator", before, why))
+        write_durably(self._data_dir / ANCHOR, json.dumps(asdict(replace(before, alarm=""))))
+        return True
 
     def close(self) -> None:
         """Sign what is not signed yet; on a full disk the next start does it."""

@@ -25,7 +25,7 @@ class Anchor:
     noted_unix_ms: int
     """When it last became a record of the own chain."""
     alarm: str = ""
-    """The last time that it went back, in words; it stays until somebody has looked into it."""
+    """The last time that it went back, in words; it stays until somebody has accepted it."""
 
 
 def is_head(seq: int, head: str) -> bool:
@@ -45,6 +45,12 @@ def anchor_entry(by: str, whose: str, before: Anchor | None, after: Anchor) -> E
         why=after.alarm if is_alarm else "",
         data=data,
     )
+
+
+def acceptance(by: str, whose: str, before: Anchor, why: str) -> Entry:
+    """That somebody has looked into an alarm, as a record of the own chain."""
+    data = {"seq": before.seq, "head": before.head, "alarm": before.alarm}
+    return Entry(actor=by, act="anchor.accepted", obj=whose, why=why, data=data)
 
 
 def witness(before: Anchor | None, head: Head, now_unix_ms: int) -> tuple[Anchor, bool]:

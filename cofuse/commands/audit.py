@@ -63,6 +63,29 @@ def export(
     raise typer.Exit(1 if verdict.broken else 0)
 
 
+@app.command()
+def accept(
+    folder: Annotated[Path, typer.Argument(help="A participant's or coordinator's folder.")],
+    why: Annotated[str, typer.Option(help="What was found out; it becomes a record.")],
+    name: Annotated[
+        str, typer.Option(help="The participant whose chain went back, at a coordinator.")
+    ] = "",
+) -> None:
+    """End the alarm that the other side's chain went back, once somebody has looked into it."""
+    with _words():
+        if (folder / "coordinator.toml").exists():
+            done = _accept_participant(folder, name, why)
+        else:
+            from participant.config import load_config
+            from participant.egress import EgressLog
+
+            config = load_config(folder / "participant.toml")
+            done = EgressLog(config.data_dir, config.name).accept(why)
+    if not done:
+        fail("there is no such alarm; nothing was written")
+    typer.echo("accepted, and written on the chain", err=True)
+
+
 def egress(
     home: Annotated[Path, typer.Argument(help="The participant's folder.")], as_json: Json = False
 ) -> None:
@@ -105,16 +128,26 @@ def _inside(seq: int, ts: str, begin: str, end: str) -> bool:
 
 
 @contextlib.contextmanager
-def _chain(path: Path) -> Iterator["Chain"]:
-    """The chain that a path means; what cannot be read becomes words."""
+def _words() -> Iterator[None]:
+    """What cannot be read becomes words, and exit status 2."""
     from coordinator.store_errors import StoreError
     from protos.config import ConfigError
     from protos.errors import CofuseError
-    from trust.audit_files import open_chain
     from trust.chain import AuditError
     from trust.keys import KeyFileError
 
     try:
+        yield
+    except (ConfigError, StoreError, CofuseError, AuditError, KeyFileError, OSError) as error:
+        fail(error, 2)
+
+
+@contextlib.contextmanager
+def _chain(path: Path) -> Iterator["Chain"]:
+    """The chain that a path means."""
+    from trust.audit_files import open_chain
+
+    with _words():
         if (path / "participant.toml").exists():
             from participant.config import load_config
             from participant.egress import FOLDER
@@ -125,8 +158,19 @@ def _chain(path: Path) -> Iterator["Chain"]:
                 yield chain
         else:
             yield open_chain(path)
-    except (ConfigError, StoreError, CofuseError, AuditError, KeyFileError, OSError) as error:
-        fail(error, 2)
+
+
+def _accept_participant(home: Path, name: str, why: str) -> bool:
+    from coordinator.audit import accept_anchor
+    from coordinator.config import load_config
+    from coordinator.database import open_database
+
+    database = open_database(load_config(home / "coordinator.toml").store_url())
+    try:
+        with database.write() as connection:
+            return accept_anchor(connection, name, why)
+    finally:
+        database.close()
 
 
 @contextlib.contextmanager

@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from cofuse.cli import app
 from coordinator.auditor import Auditor
-from participant.egress import FOLDER, EgressLog
+from participant.egress import FOLDER, EgressLog, read_records
 from protos.config import toml_text
-from tests.coordinator.archive import make_archive
+from tests.coordinator.archive import Archive, make_archive
 from trust.audit_files import segments
+from trust.chain import Head
 
 
 @pytest.fixture
@@ -167,6 +168,26 @@ def test_a_coordinators_chain_is_verified_and_exported_likewise(hub: Path, tmp_p
     assert answer("audit", "verify", hub)["broken"]["seq"] == 6  # type: ignore[index]
     code, shown, _ = run("coordinator", "fsck", hub)
     assert (code, "I5 BROKEN" in shown) == (1, True)
+
+
+def test_an_alarm_ends_when_somebody_accepts_it_and_that_is_a_record(home: Path, hub: Path) -> None:
+    log = EgressLog(home / "data", "st-mary")
+    for seq in (9, 4):
+        log.witness(Head(seq, "a" * 64))
+    store = Archive.opened(hub / "data").store
+    for seq in (9, 4):
+        store.take_anchor("st-mary", Head(seq, "a" * 64))
+    assert log.alarm()
+    assert store.anchors()["st-mary"].alarm
+    for arguments in ((home,), (hub, "--name", "st-mary")):
+        assert run("audit", "accept", *arguments, "--why", "restored on Monday")[0] == 0
+        assert run("audit", "accept", *arguments, "--why", "again")[0] == 1
+        assert answer("audit", "verify", arguments[0])["ok"] is True
+    assert not log.alarm()
+    assert not store.anchors()["st-mary"].alarm
+    store.close()
+    [record] = read_records(home / "data", "anchor.accepted")
+    assert (record["why"], "went back" in record["data"]["alarm"]) == ("restored on Monday", True)
 
 
 def test_what_is_no_chain_is_said(tmp_path: Path) -> None:
