@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cofuse.commands import coordinators, fp8, fuse, participants, pivots, recurring, rounds
+from cofuse.commands import audit, coordinators, fp8, fuse, participants, pivots, recurring, rounds
 
 app = typer.Typer(
     name="cofuse",
@@ -26,8 +26,10 @@ app.add_typer(pivots.app, name="pivot")
 app.add_typer(coordinators.app, name="coordinator")
 app.add_typer(participants.app, name="participant")
 app.add_typer(fp8.app, name="fp8")
+app.add_typer(audit.app, name="audit")
 app.command()(fuse.fuse)
 app.command()(rounds.why)
+app.command()(audit.egress)
 
 
 @app.command()

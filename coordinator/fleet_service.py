@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,15 +20,25 @@ from coordinator.store import Store
 from fusion.codec import check_asked, check_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import check_delta
+from protos import logs
 from protos.errors import CofuseError, abort
 from protos.public_sets import read_prompts
 from protos.spec import RoundSpec
 from protos.v1 import fleet_pb2 as pb
 from protos.v1 import fleet_pb2_grpc
+from trust.anchors import is_head
 from trust.ca import public_key_bytes
+from trust.chain import START, Head
 
+_LOG = logs.logger("coordinator.fleet_service")
 MISSED_BEATS: Final = 3
 """An attendance ends when this many beats in a row did not come."""
+ANCHOR_S: Final = 60.0
+"""How late an idle participant hears of a new head of our audit chain."""
+HEAD_S: Final = 1.0
+ANCHORS_PER_S: Final = 0.2
+ANCHORS_BURST: Final = 10.0
+"""Heads of a participant's chain that are taken: each new one is written down."""
 BEATS_PER_S: Final = 5.0
 BEATS_BURST: Final = 100.0
 MAX_WORKING: Final = 16
@@ -52,6 +63,10 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self._presence = presence
         self._joined: set[str] = set()
         self._engine_advertise = engine_advertise
+        self._known_head = START
+        self._head_at = float("-inf")
+        self._anchors: dict[str, Head] = {}
+        self._alarms: dict[str, str] = {}
 
     def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinReply:
         """Bind the key of the caller's certificate to its node in the engine."""
@@ -81,30 +96,64 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         try:
             while self._presence.current(name, attendance) and not beats.done():
                 news.clear()
+                head = await self._head()
                 call = self._presence.call(name)
-                if call != told:
-                    told = call
+                if (call, head) != told:
+                    told = (call, head)
                     yield pb.Summons(
                         summoned=call.summoned,
                         ended_rounds=sorted(call.ended),
                         beat_interval_s=BEAT_S,
+                        audit_seq=head.seq,
+                        audit_head=head.h if head.seq else "",
                     )
-                await _news_or(beats, news)
+                await _news_or(beats, news, ANCHOR_S)
             if beats.done():
                 beats.result()
         finally:
             beats.cancel()
             self._presence.leave(name, attendance)
 
+    async def _head(self) -> Head:
+        """The head of our audit chain, at most HEAD_S old: one reading is enough for a thousand."""
+        now = time.monotonic()
+        if now - self._head_at >= HEAD_S:
+            self._head_at = now
+            with contextlib.suppress(CofuseError):  # a database that is away comes back
+                self._known_head = await asyncio.to_thread(self._store.audit_head)
+        return self._known_head
+
     async def _take_beats(self, name: str, requests: AsyncIterator[pb.Beat]) -> None:
         """Read until the caller closes its side or falls silent."""
         silence_s, rates = BEAT_S * MISSED_BEATS, Rates(BEATS_PER_S, BEATS_BURST)
+        anchors = Rates(ANCHORS_PER_S, ANCHORS_BURST)
         with contextlib.suppress(StopAsyncIteration, TimeoutError):
             while True:
                 beat = await asyncio.wait_for(anext(requests), silence_s)
                 if not rates.take(name):
                     raise CofuseError("too_many_calls", "found too many beats a second")
                 self._presence.beat(name, _seen(beat))
+                if anchors.take(name):  # the next beat tells it again
+                    await self._take_anchor(name, Head(beat.audit_seq, beat.audit_head))
+
+    async def _take_anchor(self, name: str, head: Head) -> None:
+        """Remember the head of the caller's audit chain, and raise the alarm when it went back.
+
+        Raises: CofuseError bad_request.
+        """
+        if head == (0, "") or head == self._anchors.get(name):
+            return
+        if not is_head(*head):
+            raise CofuseError("bad_request", "found no head of an audit chain in a beat")
+        try:
+            after = await asyncio.to_thread(self._store.take_anchor, name, head)
+        except CofuseError as error:  # a full disk must not end the attendance; its next beat will
+            _LOG.warning("audit.not_noted", participant=name, problem=str(error))
+            return
+        self._anchors[name] = head
+        if after.alarm and after.alarm != self._alarms.get(name):
+            self._alarms[name] = after.alarm
+            _LOG.critical("audit.went_back", participant=name, problem=after.alarm)
 
     def CommitContribution(self, request: pb.CommitRequest, context: Any) -> pb.Receipt:
         """Validate the uploaded file whole and count it. The receipt comes after the disk."""
@@ -175,11 +224,11 @@ def waited_for(store: Store, round_id: str) -> frozenset[str]:
     return store.named(round_id)
 
 
-async def _news_or(task: "asyncio.Task[None]", news: asyncio.Event) -> None:
-    """Wait for either."""
+async def _news_or(task: "asyncio.Task[None]", news: asyncio.Event, longest_s: float) -> None:
+    """Wait for either, or until so many seconds have passed."""
     woken = asyncio.create_task(news.wait())
     try:
-        await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, woken}, timeout=longest_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         woken.cancel()
 

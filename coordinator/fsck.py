@@ -7,11 +7,14 @@ write down yet are named as not checked, never passed over in silence.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from coordinator.artifacts import Artifacts
 from coordinator.database import Database
+from coordinator.fsck_audit import Audited, Change, read_audit
 from coordinator.records import Needed, Records, read_records
 from coordinator.rounds import FINAL, TRANSITIONS, State
 from protos.chunks import sha256_of
@@ -24,15 +27,14 @@ CHECKED: Final = {
     "I2": "no contribution is counted twice in a round, and no round made two pivots",
     "I3": "pivots descend from older ones, each made by the published round that names it",
     "I4": "every round ends by its deadline and 30 s",
-    "I7": "every state change is in the round's story, and legal",
+    "I5": "the audit chain is unbroken, and holds an intent for every receipt",
+    "I7": "every state change is in the round's story, legal, and audited with who may do it",
 }
 UNCHECKED: Final = {
-    "I5": "audit chain: this release keeps none",
     "I6": "privacy budgets: this release keeps none at the coordinator",
-    "I7": "who made each change: not written down yet, only that it was legal",
     "I8": "plaintext outside the trainer's folders: to be checked at the participants",
 }
-LASTING: Final = frozenset({"I0", "I1", "I2", "I3", "I7"})
+LASTING: Final = frozenset({"I0", "I1", "I2", "I3", "I5", "I7"})
 """Those that time does not mend: a round past its deadline ends when the coordinator starts."""
 
 
@@ -64,11 +66,17 @@ class Verdict:
 
 
 def fsck(
-    database: Database, artifacts: Artifacts, now_unix_ms: int, *, hashes: bool = True
+    database: Database,
+    artifacts: Artifacts,
+    now_unix_ms: int,
+    *,
+    hashes: bool = True,
+    audit_key: Ed25519PublicKey | None = None,
 ) -> Verdict:
     """Check every invariant that the tables allow.
 
-    Args: hashes: read every file whole; else only look for it and its size.
+    Args: hashes: read every file whole; else only look for it and its size. audit_key: what signs
+        the audit chain; without it only the chain itself is checked.
     Raises: StoreError when the schema is not this release's.
     """
     with database.read() as connection:
@@ -77,13 +85,16 @@ def fsck(
         return Verdict((Finding("I0", damage, _RESTORE),), 0, 0, 0, 0)
     with database.snapshot() as connection:
         records = read_records(connection)
+        audited = read_audit(connection, audit_key)
     sizes: dict[str, int] = {}
     findings = [
         *_files(records, artifacts, sizes, hashes=hashes),
         *_counted_once(records),
         *_lineage(records),
         *_overdue(records, now_unix_ms),
+        *_chain(audited),
         *_stories(records),
+        *_authorised(audited),
     ]
     files = len({needed.sha256 for needed in records.needed()})
     return Verdict(
@@ -175,8 +186,47 @@ def _overdue(records: Records, now_unix_ms: int) -> Iterator[Finding]:
             yield Finding("I4", says, do)
 
 
+def _chain(audited: Audited) -> Iterator[Finding]:
+    """I5."""
+    if audited.broken is not None:
+        says = f"the audit chain breaks at record {audited.broken.seq}: {audited.broken.says}"
+        yield Finding("I5", says, _EVIDENCE)
+    elif not audited.last:
+        yield Finding("I5", "the audit chain has no record, and begins with one", _EVIDENCE)
+    for round_id, participant, sha256 in audited.receipts:
+        if (round_id, participant, sha256) not in audited.intents:
+            says = f"{participant} has a receipt in {round_id} that the audit chain does not know"
+            yield Finding("I5", says, _EVIDENCE)
+
+
+_EVIDENCE: Final = (
+    "keep a copy as evidence; compare with the participants' records of our head, and find out "
+    "who can write to the database"
+)
+
+
+def _authorised(audited: Audited) -> Iterator[Finding]:
+    """I7: the story and the chain tell the same, and each change was its actor's to make."""
+    if audited.broken is None:
+        kept = [change for change, _ in audited.kept]
+        if kept != list(audited.told):
+            pairs = zip_longest(kept, audited.told)
+            says = next(
+                f"the audit chain says {_words(one)} where the story says {_words(other)}"
+                for one, other in pairs
+                if one != other
+            )
+            yield Finding("I7", says, _EVIDENCE)
+    for seq, says in audited.unauthorised:
+        yield Finding("I7", f"record {seq} of the audit chain: {says}", _EVIDENCE)
+
+
+def _words(change: Change | None) -> str:
+    return " ".join(change) if change is not None else "nothing"
+
+
 def _stories(records: Records) -> Iterator[Finding]:
-    """I7, as far as it is written down."""
+    """I7, as far as the story alone tells."""
     legal = {(start, end) for (start, _), end in TRANSITIONS.items()}
     for row in records.rounds:
         told = records.states.get(row.round_id, [])

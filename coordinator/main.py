@@ -14,6 +14,7 @@ from pathlib import Path
 from grpc_health.v1 import health_pb2_grpc
 
 from coordinator.artifacts import Artifacts, open_artifacts
+from coordinator.auditor import Auditor
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.engine import Engine, EngineConfig
 from coordinator.figures import Figures
@@ -34,6 +35,8 @@ from protos.config import ConfigError
 from protos.files import settle
 from protos.process import die_with_parent, on_stop_signal
 from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
+from trust.chain import AuditError
+from trust.keys import KeyFileError
 
 _LOG = logs.logger("coordinator.main")  # also when this file is the program
 
@@ -80,6 +83,10 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         with _told("store"):
             store = Store(config.store_url(), lead=True, backups=config.data_dir)
         stack.callback(store.close)
+        with _told("data_dir"):
+            auditor = Auditor(store, config.data_dir)
+        auditor.start()
+        stack.callback(auditor.stop)
         upkeep = Upkeep(artifacts, store, config.data_dir / "artifacts" / "scrubbed")
         upkeep.start()
         stack.callback(upkeep.stop)
@@ -184,7 +191,7 @@ def _told(key: str) -> Iterator[None]:
     """What the system refuses is said as the key of the configuration that asked for it."""
     try:
         yield
-    except (OSError, RuntimeError, StoreError) as error:
+    except (OSError, RuntimeError, StoreError, KeyFileError, AuditError) as error:
         raise ConfigError(f"{key}: {error}; correct it in coordinator.toml") from error
 
 

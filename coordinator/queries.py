@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from coordinator.audit import COORDINATOR, record
 from coordinator.clock import now_unix_ms
 from coordinator.rounds import State
 from coordinator.tables import (
@@ -20,6 +21,7 @@ from coordinator.tables import (
 )
 from protos.errors import CofuseError
 from protos.messages import FileRef
+from trust.chain import Entry
 
 
 def round_number(round_id: str) -> int:
@@ -122,6 +124,7 @@ def put_pivot(
     round_id: str,
     files: Sequence[FileRef],
     evals_json: str,
+    by: str = COORDINATOR,
 ) -> None:
     """Store a pivot once; another content under its name is refused."""
     files_json = json.dumps([file.model_dump() for file in files])
@@ -136,6 +139,9 @@ def put_pivot(
     texts = {"files_json": files_json, "evals_json": evals_json}
     row = {"name": name, "parent": parent, "round_id": round_id, **texts}
     db.execute(insert(PIVOTS).values({**row, "created_unix_ms": now_unix_ms()}))
+    act = "pivot.published" if round_id else "pivot.imported"
+    data = {"parent": parent, "round": round_id, "files": {f.name: f.sha256 for f in files}}
+    record(db, Entry(actor=by, act=act, obj=name, data=data))
 
 
 def plain(text: str) -> str:

@@ -12,6 +12,7 @@ from coordinator.rounds import FINAL, Event
 from coordinator.tables import CONTRIBUTIONS, EXPERTS, PIVOTS, RECURRING
 from protos.errors import CofuseError
 from protos.recurring import RecurringSpec
+from trust.ca import Identity
 
 
 def make_next_round(db: Connection, recurring: Recurring) -> str:
@@ -20,14 +21,15 @@ def make_next_round(db: Connection, recurring: Recurring) -> str:
     columns = select(PIVOTS.c.name, PIVOTS.c.parent).order_by(PIVOTS.c.created_unix_ms)
     parents = {name: parent for name, parent in db.execute(columns)}
     pivot = newest_pivot(spec.pivot, parents)
+    by = Identity("operator", recurring.submitted_by)  # no other role may start one
     round_id = submit(
         db,
         f"{recurring.recurring_id}/{recurring.due_unix_ms}",
-        recurring.submitted_by,
+        by,
         spec.model_copy(update={"pivot": pivot}).model_dump_json(),
         int(spec.deadline_minutes * 60_000),
     )
-    take_step(db, round_id, Decided(Event.APPROVE, f"by {recurring.recurring_id}"))
+    take_step(db, round_id, Decided(Event.APPROVE, f"by {recurring.recurring_id}"), by.uri)
     return round_id
 
 

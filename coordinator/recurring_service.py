@@ -49,8 +49,9 @@ class RecurringService(recurring_pb2_grpc.RecurringServicer):
     def StopRecurring(self, request: pb.StopRecurringRequest, context: Any) -> pb.RecurringRounds:
         """Make no more rounds of one."""
         try:
-            by = f"by {caller(context).uri}"
-            return _message(self._store.stop_recurring(request.recurring_id, by))
+            by = caller(context).uri
+            row = self._store.stop_recurring(request.recurring_id, f"by {by}", by)
+            return _message(row)
         except CofuseError as error:
             abort(context, error)
 

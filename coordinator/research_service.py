@@ -48,9 +48,11 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         """Check the spec against what is here, then store it."""
         try:
             spec = self.checked(request.spec_json)
+            who = caller(context)
             row = self._store.submit_round(
                 request_id=checked_request_id(request.request_id),
-                submitted_by=caller(context).name,
+                submitted_by=who.name,
+                role=who.role,
                 spec_json=spec.model_dump_json(),
                 deadline_ms=int(spec.deadline_minutes * 60_000),
             )
@@ -151,7 +153,12 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
                         "bad_request", f"{file.name}: found {file.size_bytes} bytes, wanted {size}"
                     )
             row = self._store.add_pivot(
-                name=request.name, parent="", round_id="", files=files, evals_json="{}"
+                name=request.name,
+                parent="",
+                round_id="",
+                files=files,
+                evals_json="{}",
+                by=caller(context).uri,
             )
             return _pivot(row)
         except CofuseError as error:
@@ -172,8 +179,12 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
 
     def _seen(self) -> dict[str, Seen]:
         here = self._online()
-        people = self._store.participants()
-        return {name: Seen(online=row.node_id in here) for name, row in people.items()}
+        people, anchors = self._store.participants(), self._store.anchors()
+        alarms = {name: anchor.alarm for name, anchor in anchors.items()}
+        return {
+            name: Seen(online=row.node_id in here, alarm=alarms.get(name, ""))
+            for name, row in people.items()
+        }
 
     def checked(self, spec_json: str) -> RoundSpec:
         """The spec, when everything that it names is here.
@@ -202,7 +213,8 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
 
     def _move(self, round_id: str, event: Event, context: Any) -> pb.Round:
         try:
-            return self._round(self._store.advance(round_id, event, f"by {caller(context).uri}"))
+            by = caller(context).uri
+            return self._round(self._store.advance(round_id, event, f"by {by}", by))
         except IllegalTransitionError as error:
             abort(context, CofuseError("wrong_state", str(error)))
         except CofuseError as error:

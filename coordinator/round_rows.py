@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from coordinator.audit import COORDINATOR, actor, record_part, record_state
 from coordinator.clock import now_unix_ms
 from coordinator.happenings import Happening
 from coordinator.queries import (
@@ -21,11 +22,10 @@ from coordinator.queries import (
 from coordinator.round_state import Part, Round
 from coordinator.rounds import State, step
 from coordinator.tables import CONTRIBUTIONS, ROUNDS, ContributionRow, RoundRow
+from trust.ca import Identity
 
 
-def submit(
-    db: Connection, request_id: str, submitted_by: str, spec_json: str, deadline_ms: int
-) -> str:
+def submit(db: Connection, request_id: str, by: Identity, spec_json: str, deadline_ms: int) -> str:
     """Store a new round, or find the one this request made before; return its id."""
     known = db.scalar(select(ROUNDS.c.number).where(ROUNDS.c.request_id == request_id))
     if known is not None:
@@ -33,7 +33,7 @@ def submit(
     created = now_unix_ms()
     values = {
         "request_id": request_id,
-        "submitted_by": submitted_by,
+        "submitted_by": by.name,
         "spec_json": spec_json,
         "state": State.SUBMITTED,
         "created_unix_ms": created,
@@ -43,6 +43,7 @@ def submit(
     }
     number = db.execute(insert(ROUNDS).values(values)).inserted_primary_key[0]  # type: ignore[index]
     tell(db, f"rnd-{number}", "state", {"state": State.SUBMITTED, "detail": ""})
+    record_state(db, by.uri, f"rnd-{number}", State.SUBMITTED, "")
     return f"rnd-{number}"
 
 
@@ -79,11 +80,11 @@ def decide_step(db: Connection, round_id: str, happening: Happening) -> tuple[Ro
     return before, step(before, happening, now_unix_ms())[0]
 
 
-def take_step(db: Connection, round_id: str, happening: Happening) -> Round:
-    """Let a happening change a round; write what changed, and its story."""
+def take_step(db: Connection, round_id: str, happening: Happening, by: str = COORDINATOR) -> Round:
+    """Let a happening change a round; write what changed, its story, and who made it happen."""
     before, after = decide_step(db, round_id, happening)
     if after != before:
-        _save_round(db, before, after)
+        _save_round(db, before, after, by)
         old = {part.participant: part for part in before.parts}
         changed = [part for part in after.parts if part != old.get(part.participant)]
         for part in changed:
@@ -95,13 +96,14 @@ def take_step(db: Connection, round_id: str, happening: Happening) -> Round:
     return after
 
 
-def _save_round(db: Connection, before: Round, after: Round) -> None:
+def _save_round(db: Connection, before: Round, after: Round, by: str) -> None:
     names = ("state", "detail", "attempt", "lease_unix_ms", "losses")
     changes = {n: getattr(after, n) for n in names if getattr(after, n) != getattr(before, n)}
     if "detail" in changes:
         changes["detail"] = plain(after.detail)
     if after.state is not before.state:
         tell(db, after.round_id, "state", {"state": after.state, "detail": after.detail})
+        record_state(db, by, after.round_id, after.state, after.detail)
         if after.state is State.FUSING:
             changes["pivot_name"] = next_pivot_name(db)
     elif after.attempt > before.attempt:
@@ -121,6 +123,10 @@ def _save_part(db: Connection, round_: Round, before: Part, after: Part) -> None
     row = _part_values(round_, after)
     db.execute(update_contribution(round_.round_id, after.participant).values(row))
     told: dict[str, Any] = {"participant": after.participant}
+    if after.status != before.status:
+        by = actor("participant", after.participant)
+        made = {"sha256": after.sha256, "size_bytes": after.size_bytes} if after.sha256 else {}
+        record_part(db, by, round_.round_id, after.status, **told, **made)
     if after.status == "committed" != before.status:
         told |= {"status": "committed", "size_bytes": after.size_bytes}
         tell(db, round_.round_id, "contribution", told)

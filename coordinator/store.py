@@ -12,6 +12,17 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from coordinator.audit import (
+    COORDINATOR,
+    actor,
+    anchors,
+    begin,
+    checkpoints,
+    head_of,
+    put_checkpoint,
+    record,
+    take_anchor,
+)
 from coordinator.clock import now_unix_ms
 from coordinator.database import Database, open_database
 from coordinator.happenings import Committed, Decided, Evaluated, Happening, Reported
@@ -56,6 +67,10 @@ from coordinator.tables import (
 from coordinator.why import Facts, Seen
 from protos.errors import CofuseError
 from protos.messages import FileRef
+from trust.anchors import Anchor
+from trust.ca import Identity, Role
+from trust.chain import Entry, Head
+from trust.checkpoints import Checkpoint
 
 __all__ = [
     "ContributionRow",
@@ -84,6 +99,8 @@ class Store:
             if lead:
                 self.database.lead()
             migrate(self.database, backups)
+            with self.database.write() as db:
+                begin(db)
         except BaseException:
             self.database.close()
             raise
@@ -142,13 +159,18 @@ class Store:
     # rounds
 
     def submit_round(
-        self, *, request_id: str, submitted_by: str, spec_json: str, deadline_ms: int
+        self,
+        *,
+        request_id: str,
+        submitted_by: str,
+        spec_json: str,
+        deadline_ms: int,
+        role: Role = "researcher",
     ) -> RoundRow:
         """Store a new round, or return the one this request made before."""
+        by = Identity(role, submitted_by)
         with self._write() as db:
-            round_id = submit(
-                db, f"{submitted_by}/{request_id}", submitted_by, spec_json, deadline_ms
-            )
+            round_id = submit(db, f"{submitted_by}/{request_id}", by, spec_json, deadline_ms)
         return self.round(round_id)
 
     def round(self, round_id: str) -> RoundRow:
@@ -167,10 +189,11 @@ class Store:
         with self.database.read() as db:
             return [round_row(row) for row in db.execute(query).mappings()]
 
-    def step(self, round_id: str, happening: Happening) -> Round:
+    def step(self, round_id: str, happening: Happening, by: str = COORDINATOR) -> Round:
         """Let a happening change a round as coordinator/rounds.py says, in one transaction.
 
         What changes nothing is not written, so asking often costs a reading only.
+        Args: by: URI of whoever decided it, for the audit chain.
 
         Raises: IllegalTransitionError, CommitRefusedError: then nothing has changed.
         """
@@ -179,7 +202,7 @@ class Store:
         if after == before:
             return after
         with self._write() as db:
-            return take_step(db, round_id, happening)
+            return take_step(db, round_id, happening, by)
 
     def core(self, round_id: str) -> Round:
         """One round as the rules of coordinator/rounds.py see it, with every part.
@@ -202,12 +225,14 @@ class Store:
                 recurring=self.recurring(),
             )
 
-    def advance(self, round_id: str, event_: Event, detail: str = "") -> RoundRow:
+    def advance(
+        self, round_id: str, event_: Event, detail: str = "", by: str = COORDINATOR
+    ) -> RoundRow:
         """Move a round along its table and write it to its story, in one transaction.
 
         Raises: IllegalTransitionError when its state does not take the event.
         """
-        self.step(round_id, Decided(event_, detail))
+        self.step(round_id, Decided(event_, detail), by)
         return self.round(round_id)
 
     # contributions
@@ -256,6 +281,33 @@ class Store:
     def report(self, round_id: str, participant: str, status: str, detail: str, body: str) -> None:
         """Keep a participant's report; a refusal or failure ends its part unless committed."""
         self.step(round_id, Reported(participant, None, status, detail, body))
+
+    # audit
+
+    def audit_head(self) -> Head:
+        """The last record of the audit chain."""
+        with self.database.read() as db:
+            return head_of(db)
+
+    def take_anchor(self, participant: str, head: Head) -> Anchor:
+        """Remember the head of a participant's audit chain; it is on disk when this returns."""
+        with self.database.write() as db:
+            return take_anchor(db, participant, head)
+
+    def anchors(self) -> dict[str, Anchor]:
+        """The last head that was seen of each participant's chain."""
+        with self.database.read() as db:
+            return anchors(db)
+
+    def signed_seq(self) -> int:
+        """The last record that a checkpoint was made for; 0: none."""
+        with self.database.read() as db:
+            return max((made.seq for made in checkpoints(db)), default=0)
+
+    def sign_audit(self, made: Checkpoint) -> None:
+        """Keep a checkpoint."""
+        with self.database.write() as db:  # no news for those who wait for some
+            put_checkpoint(db, made)
 
     # events
 
@@ -320,11 +372,18 @@ class Store:
     # pivots
 
     def add_pivot(
-        self, *, name: str, parent: str, round_id: str, files: Sequence[FileRef], evals_json: str
+        self,
+        *,
+        name: str,
+        parent: str,
+        round_id: str,
+        files: Sequence[FileRef],
+        evals_json: str,
+        by: str = COORDINATOR,
     ) -> PivotRow:
         """Publish a pivot. Repeating changes nothing; another content under the name is refused."""
         with self._write() as db:
-            put_pivot(db, name, parent, round_id, files, evals_json)
+            put_pivot(db, name, parent, round_id, files, evals_json, by)
         return self.pivot(name)
 
     def publish(
@@ -380,6 +439,8 @@ class Store:
                     "detail": "",
                 }
                 found = db.execute(insert(RECURRING).values(values)).inserted_primary_key[0]  # type: ignore[index]
+                by = actor("operator", submitted_by)
+                record(db, Entry(actor=by, act="recurring.started", obj=f"rec-{found}"))
             return find_recurring(db, f"rec-{found}")
 
     def recurring(self) -> list[Recurring]:
@@ -388,7 +449,7 @@ class Store:
             rows = db.execute(select(RECURRING).order_by(RECURRING.c.number)).mappings()
             return [recurring_row(row) for row in rows]
 
-    def stop_recurring(self, recurring_id: str, detail: str) -> Recurring:
+    def stop_recurring(self, recurring_id: str, detail: str, by: str = COORDINATOR) -> Recurring:
         """Make no more rounds of it; one that is open goes on. Repeating changes nothing.
 
         Raises: CofuseError unknown_recurring.
@@ -397,6 +458,7 @@ class Store:
             if find_recurring(db, recurring_id).state is Standing.ACTIVE:
                 changes = {"state": Standing.STOPPED, "detail": detail}
                 db.execute(update_recurring(recurring_id).values(changes))
+                record(db, Entry(actor=by, act="recurring.stopped", obj=recurring_id))
             return find_recurring(db, recurring_id)
 
     def repeat(self, recurring_id: str) -> str:

@@ -95,6 +95,28 @@ RECURRING = Table(
     Column("last_round_id", String(20), nullable=False),
     Column("detail", Text, nullable=False),
 )
+AUDIT = Table(
+    "audit",
+    META,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("h", String(64), nullable=False),
+    Column("line", Text, nullable=False),
+)
+AUDIT_CHECKPOINTS = Table(
+    "audit_checkpoints",
+    META,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("line", Text, nullable=False),
+)
+ANCHORS = Table(
+    "anchors",
+    META,
+    Column("participant", String(40), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("head", String(64), nullable=False),
+    Column("noted_unix_ms", BigInteger, nullable=False),
+    Column("alarm", Text, nullable=False),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

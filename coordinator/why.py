@@ -37,6 +37,8 @@ class Seen:
     """On its disk; None when it has not told."""
     skew_ms: int = 0
     """Its clock less the coordinator's."""
+    alarm: str = ""
+    """What its audit chain did that no chain does; empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +181,12 @@ def _fusing(round_: Round, facts: Facts, now: int) -> Iterator[Finding]:
 
 
 def _participant(name: str, facts: Facts, now: int) -> Iterator[Finding]:
+    if facts.seen[name].alarm:
+        do = (
+            "it was restored from a backup or tampered with: ask its data officer, and compare "
+            "its export (cofuse audit export) with ours; then: cofuse audit accept HOME --why ..."
+        )
+        yield Finding(f"{name}: {facts.seen[name].alarm}", do)
     trouble = _trouble(name, facts.seen[name], now)
     yield trouble or Finding(f"{name} is connected")
     for round_ in facts.rounds:

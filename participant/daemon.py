@@ -30,11 +30,14 @@ from participant.status import PAUSED, StatusServer
 from participant.training import Training
 from participant.work import Tell, Worker, progress_body
 from protos import logs
+from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.errors import RemoteError
 from protos.messages import Report
 from protos.process import die_with_parent, on_stop_signal
 from protos.v1 import fleet_pb2 as pb
+from trust.chain import AuditError, Head
+from trust.keys import KeyFileError
 
 VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
@@ -87,6 +90,7 @@ class Participant:
         Raises: RemoteError when the coordinator refuses us for good. CorpusError. OSError when
             the disk fails: what was written before is in doubt.
         """
+        self._worker.egress.policy(sha256_of(self._config.policy))
         status = StatusServer(self._config.data_dir, self.status)
         status.open()
         self._engine.start()
@@ -105,6 +109,7 @@ class Participant:
             self._attendance.stop()
             self._engine.stop()
             status.close()
+            self._worker.egress.close()
 
     def status(self) -> dict[str, Any]:
         """How we are; called from the status socket's thread."""
@@ -119,6 +124,7 @@ class Participant:
             "expert_steps": facts.steps,
             "next_training": None if opens is None else opens.isoformat(),
             "free_disk_bytes": self._free_bytes(),
+            "alarm": self._worker.egress.alarm(),
         }
 
     # the loop
@@ -163,7 +169,7 @@ class Participant:
             check(self._policy, assignment)
             report = entry.report or self._do(entry, should_stop)
         except PolicyRefusalError as error:
-            report = self._worker.report(assignment, "refused", detail=str(error))
+            report = self._worker.refuse(assignment, str(error))
         except Stopped:
             return  # it stays in the spool, or is dropped at the next step
         except Exception as error:
@@ -231,6 +237,7 @@ class Participant:
 
     def _beat(self) -> pb.Beat:
         facts, now = self._expert.facts(), time.time_ns() // 1_000_000
+        audit = self._worker.egress.anchor()
         self._told_paused = self._paused
         return pb.Beat(
             software_version=VERSION,
@@ -241,6 +248,8 @@ class Participant:
             expert_steps=facts.steps,
             expert_age_s=max(0, now - facts.finished_unix_ms) // 1000,
             working_rounds=[entry.round_id for entry in self._spool.unfinished()][:16],
+            audit_seq=audit.seq,
+            audit_head=audit.h if audit.seq else "",
         )
 
     def _on_joined(self, engine_address: str) -> None:
@@ -249,6 +258,7 @@ class Participant:
         self._engine_address = engine_address
 
     def _on_summons(self, summons: pb.Summons) -> None:
+        self._worker.egress.witness(Head(summons.audit_seq, summons.audit_head))
         self._ended = frozenset(summons.ended_rounds)
         if self._ended:
             self._halt.set()
@@ -281,7 +291,7 @@ def main(argv: list[str]) -> int:
             participant.run()
     except Stopped:
         return 0
-    except (CorpusError, RemoteError, OSError) as error:
+    except (AuditError, KeyFileError, CorpusError, RemoteError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

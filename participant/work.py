@@ -39,7 +39,7 @@ class Worker:
         self._tell = tell
         self._outbox = config.data_dir / "outbox"
         self._outbox.mkdir(parents=True, exist_ok=True)
-        self._egress = EgressLog(config.data_dir / "egress.jsonl")
+        self.egress = EgressLog(config.data_dir, config.name)
 
     def do(self, entry: Entry, client: Client, should_stop: Callable[[], bool]) -> Report:
         """Make the contribution unless it is made, ship it, and report.
@@ -75,12 +75,29 @@ class Worker:
             **fields,
         )
 
-    def record(self, assignment: Assignment, what: str, size_bytes: int, sha256: str = "") -> None:
+    def refuse(self, assignment: Assignment, why: str) -> Report:
+        """Write down that nothing leaves, and return what the coordinator is told."""
+        kind = assignment.spec.kind
+        self.egress.refuse(round_id=assignment.round_id, what=kind, why=why)
+        return self.report(assignment, "refused", detail=why)
+
+    def record(
+        self,
+        assignment: Assignment,
+        what: str,
+        size_bytes: int,
+        sha256: str = "",
+        rule: str = "a report is always sent",
+    ) -> None:
         """Write down what leaves, before it leaves."""
-        self._egress.append(
-            round_id=assignment.round_id, what=what, size_bytes=size_bytes, sha256=sha256
+        self.egress.append(
+            round_id=assignment.round_id,
+            what=what,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            rule=rule,
         )
-        self._tell("egress", {"round": assignment.round_id, "bytes": self._egress.total_bytes()})
+        self._tell("egress", {"round": assignment.round_id, "bytes": self.egress.total_bytes()})
 
     def _made_before(self, entry: Entry) -> Path | None:
         """The contribution of an earlier try, if it is still what it was."""
@@ -132,9 +149,16 @@ class Worker:
         """The one door out for bulk bytes: written down first, then sent, then receipted."""
         leaving = client.missing_bytes(path, sha256)
         self._tell("ship", {"round": assignment.round_id, "size_bytes": leaving})
-        self.record(assignment, assignment.spec.kind, leaving, sha256)
+        kind = assignment.spec.kind
+        self.record(assignment, kind, leaving, sha256, rule=f"policy.toml: ship_{kind}")
         client.put(path, sha256)
-        client.commit(assignment.round_id, sha256, path.stat().st_size)
+        receipt = client.commit(assignment.round_id, sha256, path.stat().st_size)
+        self.egress.delivered(
+            round_id=receipt.round_id,
+            sha256=receipt.sha256,
+            size_bytes=receipt.size_bytes,
+            receipt_unix_ms=receipt.committed_unix_ms,
+        )
 
     def _scores(self, assignment: Assignment, client: Client, expert: Path) -> Scores:
         if assignment.evals is None or not self._policy.ship_scores:

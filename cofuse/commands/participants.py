@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from cofuse.commands.audit import egress
 from cofuse.commands.connection import Json, fail
 
 app = typer.Typer(no_args_is_help=True, help="Run an institution's participant.")
+app.command()(egress)
 Home = Annotated[Path, typer.Argument(help="The participant's folder.")]
 
 _POLICY = """\
@@ -112,23 +114,6 @@ def status(home: Home, as_json: Json = False) -> None:
             typer.echo(f"{key:<16} {value}", err=as_json)
     if as_json:
         typer.echo(json.dumps(found))
-
-
-@app.command()
-def egress(home: Home, as_json: Json = False) -> None:
-    """List everything that ever left."""
-    from participant.egress import EgressLog
-
-    log = EgressLog(_data_dir(home) / "egress.jsonl")
-    for line in log.lines():
-        typer.echo(
-            f"{line['time_unix_ms']}  {line['round']:<8} {line['what']:<8} "
-            f"{line['size_bytes']:>12,} bytes  {line['sha256'][:16]}",
-            err=as_json,
-        )
-    typer.echo(f"{log.total_bytes():,} bytes in all", err=True)
-    if as_json:
-        typer.echo(json.dumps({"total_bytes": log.total_bytes(), "releases": log.lines()}))
 
 
 def _data_dir(home: Path) -> Path:

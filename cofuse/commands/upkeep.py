@@ -28,6 +28,7 @@ def fsck(
     Exit status 0: all hold. 1: something is broken; each line says what to do.
     """
     from coordinator.artifacts import open_artifacts
+    from coordinator.audit import audit_key
     from coordinator.clock import now_unix_ms
     from coordinator.database import open_database
     from coordinator.fsck import fsck as check
@@ -36,7 +37,8 @@ def fsck(
         database = open_database(config.store_url())
         try:
             artifacts = open_artifacts(config.data_dir, config.artifacts)
-            verdict = check(database, artifacts, now_unix_ms(), hashes=hashes)
+            key = audit_key(config.data_dir)
+            verdict = check(database, artifacts, now_unix_ms(), hashes=hashes, audit_key=key)
         finally:
             database.close()
     _tell(verdict)
@@ -69,6 +71,7 @@ def backup(
         f"{made.contents}: {made.objects} files, {made.copied_bytes} bytes of them new", err=True
     )
     typer.echo(f"keep {home}/ca and {home}/tls in a safe: they are not in it", err=True)
+    typer.echo(f"and the key of the audit chain: {config.data_dir}/audit", err=True)
     typer.echo(
         json.dumps({"contents": str(made.contents), "copied_bytes": made.copied_bytes})
         if as_json

@@ -22,6 +22,7 @@ from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
 from cofuse.demo.screen import Screen
 from cofuse.demo.settings import DemoSettings, Hospital
 from cofuse.sdk import Coordinator, Event, Round
+from participant.egress import releases
 from protos.public_sets import Prompt, write_prompts
 from protos.spec import RoundSpec, load_spec
 
@@ -364,9 +365,8 @@ def _ordered(table: Table, plan: DemoPlan) -> Table:
 def _collect_egress(plan: DemoPlan, work: Path, result: DemoResult) -> None:
     """Bytes each participant's own egress log says it let out."""
     for hospital in plan.hospitals:
-        lines = (work / hospital.name / "data" / "egress.jsonl").read_text(encoding="utf-8")
-        sizes = [json.loads(line)["size_bytes"] for line in lines.splitlines()]
-        result.bytes_left[hospital.name] = sum(sizes)
+        left = releases(work / hospital.name / "data")
+        result.bytes_left[hospital.name] = sum(one.size_bytes for one in left if one.allowed)
 
 
 def _mean(values: Mapping[str, float]) -> float:

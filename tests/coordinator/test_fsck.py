@@ -5,25 +5,36 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import text
 
+from coordinator.audit import STATE, lines
+from coordinator.audit import record as append
 from coordinator.clock import now_unix_ms
 from coordinator.fsck import CHECKED, GRACE_MS, UNCHECKED, Finding, fsck
 from coordinator.rounds import Event
 from coordinator.store_errors import StoreError
 from tests.coordinator.archive import HOUR_MS, Archive, make_archive
+from trust.chain import Entry, read_record
+from trust.checkpoints import make_checkpoint
+
+KEY = Ed25519PrivateKey.generate()
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Iterator[Archive]:
     archive = make_archive(tmp_path / "data", "sqlite://")
+    head = archive.store.audit_head()
+    archive.store.sign_audit(make_checkpoint(KEY, head, now_unix_ms()))
     yield archive
     archive.store.close()
 
 
 def findings(archive: Archive, *, at_ms: int = 0, hashes: bool = True) -> tuple[Finding, ...]:
     now = at_ms or now_unix_ms()
-    return fsck(archive.store.database, archive.artifacts, now, hashes=hashes).findings
+    return fsck(
+        archive.store.database, archive.artifacts, now, hashes=hashes, audit_key=KEY.public_key()
+    ).findings
 
 
 def sql(*statements: str) -> Callable[[Archive], None]:
@@ -65,7 +76,48 @@ def cancel_after_the_pivot(archive: Archive) -> None:
     store.advance("rnd-3", Event.CANCEL)
 
 
+def cancel_as_a_participant(archive: Archive) -> None:
+    archive.store.advance("rnd-3", Event.CANCEL, by="cofuse://participant/st-mary")
+
+
+def write_the_chain_anew(archive: Archive) -> None:
+    """What who holds the database can do, and who holds the key alone could sign."""
+    with archive.store.database.write() as db:
+        old = [read_record(line) for line in lines(db)]
+        db.execute(text("DELETE FROM audit"))
+        names = ("actor", "act", "obj", "res", "why", "data")
+        for record in old:
+            if record["act"] == STATE and record["data"]["state"] == "APPROVED":
+                record["actor"] = "cofuse://operator/mallory"
+            append(db, Entry(**{name: record[name] for name in names}))
+
+
 DAMAGES = [
+    (
+        "I5",
+        sql("UPDATE audit SET line = replace(line, 'ada', 'eve')"),
+        "breaks at record 3: .*chang",
+    ),
+    ("I5", sql("DELETE FROM audit WHERE seq = 4"), "breaks at record 4: found record 5"),
+    ("I5", sql("DELETE FROM audit WHERE seq >= 9"), "breaks at record 9: .*the end is cut off"),
+    ("I5", sql("DELETE FROM audit", "DELETE FROM audit_checkpoints"), "begins with one"),
+    ("I5", write_the_chain_anew, "breaks at record 1: .*written anew"),
+    (
+        "I5",
+        sql(
+            "UPDATE contributions SET sha256 = '"
+            + "f" * 64
+            + "' WHERE round_id = 'rnd-3' AND sha256 <> ''"
+        ),
+        "st-mary has a receipt in rnd-3 that the audit chain does not know",
+    ),
+    (
+        "I7",
+        sql("UPDATE events SET body_json = replace(body_json, 'APPROVED', 'REJECTED')"),
+        "the audit chain says rnd-1 APPROVED where the story says rnd-1 REJECTED",
+    ),
+    ("I7", sql("DELETE FROM events WHERE seq > 9"), "where the story says nothing"),
+    ("I7", cancel_as_a_participant, "participant/st-mary brought rnd-3 into CANCELLED"),
     ("I1", lose_a_file, "missing: .*contribution of st-mary to rnd-3"),
     ("I1", shorten_a_file, "has 3 bytes, wanted"),
     ("I1", flip_a_bit, "has sha256"),
@@ -124,6 +176,18 @@ def test_each_damage_is_named_and_has_a_remedy(
     assert all(finding.do for finding in found)
 
 
+def test_a_story_that_is_older_than_the_chain_is_taken_as_it_is(tmp_path: Path) -> None:
+    old = make_archive(tmp_path / "data")
+    sql("DELETE FROM audit")(old)  # a database of a release that kept no chain
+    old.store.close()
+    archive = Archive.opened(tmp_path / "data")
+    archive.contribute("rnd-3", "st-luke")
+    assert findings(archive) == ()
+    sql("DELETE FROM events WHERE body_json LIKE '%st-luke%' AND round_id = 'rnd-3'")(archive)
+    assert {finding.invariant for finding in findings(archive)} == {"I7"}
+    archive.store.close()
+
+
 def test_sizes_alone_do_not_show_a_flipped_bit(archive: Archive) -> None:
     flip_a_bit(archive)
     assert findings(archive, hashes=False) == ()
@@ -139,7 +203,7 @@ def test_a_round_has_its_deadline_and_some_seconds(archive: Archive) -> None:
         "I4",
         "rnd-3 is COLLECTING, 3600 s after its deadline",
     )
-    archive.store.advance("rnd-3", Event.CANCEL)
+    archive.store.advance("rnd-3", Event.CANCEL, by="cofuse://operator/grace")
     assert findings(archive, at_ms=deadline + HOUR_MS) == ()
 
 

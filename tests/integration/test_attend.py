@@ -4,12 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import grpc
 import pytest
 
+from coordinator.audit import lines
 from coordinator.main import serving
 from coordinator.presence import BEAT_S
 from coordinator.serving import GrpcServer
@@ -18,6 +20,7 @@ from protos.tls import dial
 from protos.v1 import fleet_pb2 as pb
 from protos.v1 import fleet_pb2_grpc
 from tests.integration.conftest import MakeIdentity, config_at, identities_at
+from trust.chain import read_record
 
 WAIT_S = 20.0
 
@@ -70,7 +73,8 @@ def channel(address: str, identities: MakeIdentity, request: Any) -> Iterator[gr
 def test_the_first_answer_comes_at_once_and_an_end_is_an_end(channel: grpc.Channel) -> None:
     one = Attending(channel)
     one.beats.put(pb.Beat(software_version="1"))
-    assert one.next() == pb.Summons(beat_interval_s=BEAT_S)
+    said = one.next()
+    assert (said.summoned, [*said.ended_rounds], said.beat_interval_s) == (False, [], BEAT_S)
     one.beats.put(None)
     assert one.next() is None
 
@@ -219,4 +223,30 @@ def test_waiting_streams_cost_no_threads(address: str, identities: MakeIdentity)
     # One or two took the calls of Join, one after another; the streams need none.
     assert len([t for t in threading.enumerate() if t.name.startswith("Fleet")]) <= 3
     for channel in channels:
+        channel.close()
+
+
+def test_each_side_hears_the_head_of_the_others_audit_chain(
+    tmp_path: Path, identities: MakeIdentity
+) -> None:
+    with serving(config_at(tmp_path, identities)) as running:
+        channel = dial(running.address, identities("participant", "witness"))
+        attending = Attending(channel)
+        for seq, letter in ((4, "a"), (9, "a"), (6, "b")):
+            attending.beats.put(pb.Beat(audit_seq=seq, audit_head=letter * 64))
+        heard = attending.next()
+        while not heard.audit_seq:  # the first one may be said before the head is known
+            heard = attending.next()
+        ends = time.monotonic() + WAIT_S
+        while not (found := running.store.anchors().get("witness")) or not found.alarm:
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        assert "back from record 9 " in found.alarm
+        with running.store.database.read() as db:
+            known = {record["seq"]: record["h"] for record in map(read_record, lines(db))}
+        assert known[heard.audit_seq] == heard.audit_head
+        attending.beats.put(pb.Beat(audit_seq=1, audit_head="no hash"))
+        while not isinstance(said := attending.next(), RemoteError):
+            pass
+        assert said.error_id == "bad_request"
         channel.close()

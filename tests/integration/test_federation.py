@@ -24,6 +24,7 @@ from cofuse.demo.run import DemoPlan, _base_job, _write_public, round_spec
 from cofuse.demo.settings import TINY
 from cofuse.sdk import Coordinator, Pivot, Round
 from fusion.models import load_model
+from participant.egress import releases
 from protos.public_sets import read_prompts
 from tests.data.runs import eight_word_runs
 from tests.integration.recorder import Recorder
@@ -235,12 +236,9 @@ def test_participants_talk_to_nobody_but_the_recorders(story: Story) -> None:
 
 def test_what_left_is_what_the_egress_log_says(story: Story) -> None:
     for hospital in HOSPITALS:
-        path = story.work / hospital.name / "data" / "egress.jsonl"
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        left = releases(story.work / hospital.name / "data")
         part = next(p for p in story.logits.contributions if p.participant == hospital.name)
-        assert part.size_bytes == sum(
-            line["size_bytes"] for line in lines if line["what"] == "logits"
-        )
+        assert part.size_bytes == sum(one.size_bytes for one in left if one.what == "logits")
 
 
 # ---------------------------------------------------------------------------------------- pivot

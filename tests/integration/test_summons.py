@@ -3,7 +3,9 @@
 The experts are tiny and untrained, and come ready made, so that all time goes into the rounds.
 """
 
+import errno
 import json
+import os
 import signal
 import threading
 import time
@@ -22,7 +24,7 @@ from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant import daemon
 from participant.config import load_config
 from participant.daemon import Participant
-from participant.egress import EgressLog
+from participant.egress import releases
 from participant.policy import load_policy
 from participant.status import PAUSED, read_status
 from protos.config import TlsConfig, toml_text
@@ -30,6 +32,7 @@ from protos.process import end, spawn
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec
 from tests.integration.recorder import Recorder
+from trust import audit
 from trust.ca import create_authority, new_identity, sign_request
 
 pytestmark = [pytest.mark.xdist_group("summons"), pytest.mark.timeout(300)]
@@ -258,18 +261,23 @@ def test_a_full_disk_is_said_and_waited_for_and_nothing_leaves_unrecorded(
 ) -> None:
     monkeypatch.setattr(daemon, "RETRY_S", 0.3)
     site = hub.sites["e"]
-    log = site.data / "egress.jsonl"
-    log.touch()  # it may be the first round that this site is asked for
-    kept = log.rename(log.with_suffix(".kept"))
-    log.symlink_to("/dev/full")  # every write to it fails as on a full disk
+    append, full = audit.append, threading.Event()
+
+    def append_unless_full(path: Path, content: bytes) -> None:
+        if full.is_set() and path.is_relative_to(site.data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(path, content)
+
+    monkeypatch.setattr(audit, "append", append_unless_full)
+    full.set()
     round_id = hub.submit("e", prompts="other.jsonl")
     until(lambda: site.heard("disk"))
     assert "No space left on device" in next(b["problem"] for k, b in site.told if k == "disk")
     assert hub.status(round_id) == {"e": "assigned"}
-    kept.rename(log)
+    full.clear()
     until(lambda: hub.status(round_id) == {"e": "committed"})
-    shipped = [line for line in EgressLog(log).lines() if line["what"] == "logits"]
-    assert shipped[-1]["round"] == round_id
+    shipped = [one for one in releases(site.data) if one.what == "logits"]
+    assert shipped[-1].round == round_id
     hub.cancel(round_id)
 
 
@@ -283,7 +291,7 @@ def test_a_daemon_killed_at_its_work_goes_on_with_it_and_commits_once(
     arguments = [str(site.home / "participant.toml")]
     program = spawn("participant.daemon", arguments)
     assert program.stdout is not None
-    made = len(EgressLog(site.data / "egress.jsonl").lines())
+    made = len(list(releases(site.data)))
     round_id = hub.submit("d", prompts=f"{moment}.jsonl")
     for line in program.stdout:
         message = json.loads(line)
@@ -293,12 +301,7 @@ def test_a_daemon_killed_at_its_work_goes_on_with_it_and_commits_once(
     program.wait()
     again = spawn("participant.daemon", arguments)
     until(lambda: hub.status(round_id) == {"d": "committed"})
-    until(
-        lambda: (
-            "report"
-            in [line["what"] for line in EgressLog(site.data / "egress.jsonl").lines()[made:]]
-        )
-    )
+    until(lambda: "report" in [one.what for one in list(releases(site.data))[made:]])
     again.send_signal(signal.SIGTERM)
     assert again.wait(20) == 0
     end(again)

@@ -1,4 +1,4 @@
-"""The status socket, and the record of what left."""
+"""The status socket."""
 
 import stat
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import psutil
 
-from participant.egress import EgressLog
 from participant.status import SOCKET, StatusServer, read_status
 
 
@@ -37,14 +36,3 @@ def test_a_socket_that_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
     assert read_status(tmp_path) == {"who": "the second"}
     left._listener.close()
     again.close()
-
-
-def test_a_line_that_a_power_cut_tore_does_not_count_and_spoils_no_other(tmp_path: Path) -> None:
-    log = EgressLog(tmp_path / "egress.jsonl")
-    log.append(round_id="rnd-1", what="logits", size_bytes=10, sha256="a")
-    with (tmp_path / "egress.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"round": "rnd-2", "size_by')
-    assert log.total_bytes() == 10
-    log.append(round_id="rnd-3", what="logits", size_bytes=5, sha256="b")
-    assert [line["round"] for line in log.lines()] == ["rnd-1", "rnd-3"]
-    assert log.total_bytes() == 15

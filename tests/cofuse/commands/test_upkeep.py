@@ -35,7 +35,8 @@ def test_fsck_has_a_line_for_each_promise(home: Path) -> None:
     assert status == 0
     assert "BROKEN" not in out
     assert "I1 holds" in out
-    assert "I5 not checked" in out
+    assert "I5 holds" in out
+    assert "I6 not checked" in out
 
 
 def test_fsck_says_what_is_broken_and_what_to_do(home: Path) -> None:
