@@ -17,6 +17,7 @@ from coordinator import gate
 from coordinator.gate import MAX_BODY_BYTES, Gate, PortTls, PublicPort
 from coordinator.limits import Rates
 from trust import ca
+from trust.identity import Leaf
 
 SHORT_S = 0.5
 
@@ -151,7 +152,9 @@ def test_no_more_calls_reach_flower_at_once_than_it_can_take() -> None:
             "type": "http",
             "method": "POST",
             "path": "/in",
-            "state": {"peer": gate._Peer("a", b"k")},
+            "state": {
+                "peer": gate._Peer(Leaf(ca.Identity("participant", "a"), 1, 0.0, 0.0, True), b"k")
+            },
             "headers": [(b"the-key", base64.b64encode(b"k"))],
         }
         answers: list[Any] = []
