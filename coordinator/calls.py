@@ -3,17 +3,26 @@
 import asyncio
 import concurrent.futures
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 
 import grpc
 
-from protos.errors import CofuseError
+from protos.errors import CATALOGUE, ERROR_KEY, CofuseError
+from protos.logs import printable
 from trust.identity import Leaf
 
 _CANCEL_POLL_S: Final = 1.0
+_LEAVE_S: Final = 2.0
+"""How long a handler that is cut may take to clean up."""
 END: Final = object()
 """After the last message."""
+
+
+async def refuse(context: Any, error: CofuseError) -> None:
+    """End a call with an error of the catalogue. Raises: grpc's own, which ends the handler."""
+    metadata = ((ERROR_KEY, error.error_id),)
+    await context.abort(CATALOGUE[error.error_id].status, printable(str(error)), metadata)
 
 
 class AbortedError(Exception):
@@ -46,12 +55,20 @@ class Call:
         self._context = context
         self._task = asyncio.current_task()
         self._refusal: CofuseError | None = None
+        self._told = False
 
-    def cut(self, refusal: CofuseError) -> None:
+    async def cut(self, refusal: CofuseError) -> None:
         """End the call wherever it is; the caller hears why."""
-        if self._refusal is None and self._task is not None:
-            self._refusal = refusal
-            self._task.cancel()
+        if self._refusal is not None or self._task is None:
+            return
+        self._refusal = refusal
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=_LEAVE_S)
+        if not self._told:
+            # It was not the handler that waited, but grpc, for a reader that does not read. With
+            # its task gone the call would stay open: say the end behind what is on its way.
+            with suppress(grpc.aio.AbortError, grpc.aio.UsageError):
+                await refuse(self._context, refusal)
 
     @contextmanager
     def cut_as_refusal(self) -> Iterator[None]:
@@ -62,6 +79,7 @@ class Call:
             if self._refusal is None or self._task is None:
                 raise
             self._task.uncancel()
+            self._told = True
             raise self._refusal from None
 
     def auth_context(self) -> Any:

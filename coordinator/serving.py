@@ -18,11 +18,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from coordinator.admission import SWEEP_S, Members, Strangers
-from coordinator.calls import END, AbortedError, Call, CallerGoneError
+from coordinator.calls import END, AbortedError, Call, CallerGoneError, refuse
 from coordinator.observe import observing
 from protos.bounds import check_bounds
-from protos.errors import CATALOGUE, ERROR_KEY, CofuseError
-from protos.logs import printable
+from protos.errors import CofuseError
 from protos.tls import SERVER_OPTIONS, TlsFiles, server_credentials
 
 THREADS: Final = 64
@@ -167,7 +166,7 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except AbortedError as abort:
             await context.abort(abort.code, abort.details, call.trailing)
         except CofuseError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         finally:
             call.active = False
             self._open.discard(call)
@@ -177,19 +176,17 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         while True:
             await asyncio.sleep(SWEEP_S)
             await asyncio.to_thread(self._admission.refresh)
-            for call in list(self._open):
-                if call.leaf and (refusal := self._admission.refusal(call.leaf)):
-                    call.cut(refusal)
+            due = [
+                call.cut(refusal)
+                for call in self._open
+                if call.leaf and (refusal := self._admission.refusal(call.leaf))
+            ]
+            await asyncio.gather(*due)
 
     def close(self) -> None:
         """Let the threads end; a handler at work finishes first."""
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-async def _refuse(context: Any, error: CofuseError) -> None:
-    metadata = ((ERROR_KEY, error.error_id),)
-    await context.abort(CATALOGUE[error.error_id].status, printable(str(error)), metadata)
 
 
 def _parsed(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
