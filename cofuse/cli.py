@@ -37,6 +37,7 @@ app.add_typer(participants.app, name="participant")
 app.add_typer(fp8.app, name="fp8")
 app.command()(fuse.fuse)
 app.command()(members.join)
+app.command()(members.renew)
 app.command()(rounds.why)
 
 

@@ -4,12 +4,13 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cofuse.commands.connection import fail
+from cofuse.commands.connection import At, Identity, fail
 
 if TYPE_CHECKING:
     from coordinator.config import CoordinatorConfig
@@ -83,6 +84,31 @@ def join(
     except (CofuseError, RemoteError) as error:
         fail(f"{error} [{error.error_id}]")
     typer.echo(f"{parsed.identity.uri}: certificate in {folder}", err=True)
+
+
+def renew(at: At, identity: Identity) -> None:
+    """Replace certificate.pem by one that lasts longer, for the same key.
+
+    A participant's daemon does it by itself, at half of the certificate's life.
+    """
+    import grpc
+
+    from participant.renewal import renew as ask
+    from protos.errors import CofuseError, RemoteError
+    from protos.tls import TlsFiles
+    from trust.identity import IdentityError
+
+    ca, certificate, key = (identity / f"{name}.pem" for name in ("ca", "certificate", "key"))
+    try:
+        renewed = ask(at, TlsFiles(ca=ca, certificate=certificate, key=key))
+    except (IdentityError, OSError) as error:
+        fail(error, 2)
+    except RemoteError as error:
+        fail(f"{error} [{error.error_id}]")
+    except grpc.RpcError as error:
+        fail(CofuseError("unreachable", f"{at} not reached: {error.details()}"))
+    ends = datetime.fromtimestamp(renewed.ends_unix_s, UTC)
+    typer.echo(f"{renewed.identity.uri}: good to {ends:%Y-%m-%d %H:%M} UTC", err=True)
 
 
 def revoke(
