@@ -1,6 +1,6 @@
 """From an invitation to a working identity, over the wire and nothing but the token trusted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from protos.errors import CofuseError, RemoteError
 from protos.tls import TlsFiles
 from protos.v1 import enroll_pb2
 from tests.integration import certificates
+from tests.integration.test_proxies import ConnectProxy, make_proxy, through
 from trust.ca import create_authority, new_identity
 from trust.identity import Identity, IdentityError, fingerprint, leaf_of
 from trust.tokens import Token
 
+__all__ = ["make_proxy"]
 DAYS = 3.0
 
 
@@ -74,6 +76,18 @@ def test_who_joins_can_call_and_the_key_never_left(hub: Hub, tmp_path: Path) -> 
     assert leaf.identity == Identity("participant", "st-anna")
     assert leaf.ends_unix_s - leaf.issued_unix_s == DAYS * 86_400
     assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
+
+
+def test_who_sits_behind_a_proxy_joins_through_it(
+    hub: Hub,
+    make_proxy: Callable[..., ConnectProxy],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    proxy = make_proxy("secret")
+    through(monkeypatch, f"http://user:secret@127.0.0.1:{proxy.port}")
+    join(hub.address, hub.invite("st-clare"), tmp_path)
+    assert proxy.asked == [hub.address] * 3
 
 
 def test_a_key_that_is_there_already_is_the_one_certified(hub: Hub, tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Promises of `cofuse coordinator revoke | invite` and `cofuse join`: words and exit statuses."""
 
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cofuse.cli import app
+from coordinator.config import load_config
+from coordinator.main import serving
 from coordinator.revocations import Revocations
 from coordinator.store import Store
+from trust.ca import sign_request
 from trust.identity import Identity, Leaf, fingerprint
 from trust.tokens import parse_token
 
@@ -113,3 +117,31 @@ def test_joining_with_what_is_no_token_is_refused_in_words(
     status, _, said = run("join", address, token, tmp_path)
     assert status == 2
     assert says in said
+
+
+def test_from_an_invitation_to_a_renewed_certificate_and_its_end(tmp_path: Path) -> None:
+    """The way of one member, in the words of the command line."""
+    hub, own = tmp_path / "hub", tmp_path / "own"
+    ports = ("listen", "engine-listen", "ops-listen", "enroll-listen")
+    run("coordinator", "init", hub, *(w for p in ports for w in (f"--{p}", "127.0.0.1:0")))
+    with serving(load_config(hub / "coordinator.toml")) as running:
+        words = ("--role", "researcher", "--name", "ada")
+        token = run("coordinator", "invite", hub, *words)[1].strip()
+        assert run("join", running.enroll_address, token, own)[0] == 0
+        at = ("--at", running.address, "--identity", own)
+        assert run("round", "ls", *at)[0] == 0
+        first = (own / "certificate.pem").read_bytes()
+        # A later end is what a renewal is for: whole seconds, so the first one is made shorter.
+        request = (own / "request.csr").read_bytes()
+        short = sign_request(hub / "ca", request, role="researcher", name="ada", days=1)
+        (own / "certificate.pem").write_bytes(short)
+        assert run("renew", *at)[0] == 0
+        assert (own / "certificate.pem").read_bytes() not in (first, short)
+        assert run("coordinator", "revoke", hub, "--name", "researcher/ada")[0] == 0
+        deadline = time.monotonic() + 10.0
+        while (found := run("round", "ls", *at))[0] == 0:
+            assert time.monotonic() < deadline
+        assert "[revoked]" in found[2]
+        status, _, said = run("join", running.enroll_address, token, tmp_path / "again")
+        assert status == 1
+        assert "has been used" in said
