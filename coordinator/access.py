@@ -24,7 +24,7 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Fleet/CommitContribution": frozenset({"participant"}),
     "/cofuse.v1.Research/SubmitRound": _RESEARCH,
     "/cofuse.v1.Research/ApproveRound": frozenset({"operator"}),
-    "/cofuse.v1.Research/CancelRound": _RESEARCH,
+    "/cofuse.v1.Research/CancelRound": _RESEARCH,  # a researcher, their own only
     "/cofuse.v1.Research/GetRound": _RESEARCH,
     "/cofuse.v1.Research/ListRounds": _RESEARCH,
     "/cofuse.v1.Research/WatchRound": _RESEARCH,
