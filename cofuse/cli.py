@@ -7,7 +7,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cofuse.commands import audit, coordinators, fp8, fuse, participants, pivots, recurring, rounds
+from cofuse.commands import (
+    audit,
+    coordinators,
+    fp8,
+    fuse,
+    members,
+    participants,
+    pivots,
+    recurring,
+    rounds,
+)
 
 app = typer.Typer(
     name="cofuse",
@@ -28,6 +38,8 @@ app.add_typer(participants.app, name="participant")
 app.add_typer(fp8.app, name="fp8")
 app.add_typer(audit.app, name="audit")
 app.command()(fuse.fuse)
+app.command()(members.join)
+app.command()(members.renew)
 app.command()(rounds.why)
 app.command()(audit.egress)
 

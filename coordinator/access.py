@@ -1,24 +1,30 @@
-"""Who may call what: one table, deny by default. coordinator/serving.py holds every call to it."""
+"""Who may call what: one table, deny by default. coordinator/admission.py holds calls to it."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 from protos.errors import CofuseError
 from protos.v1 import transfer_pb2
-from trust.ca import Identity, IdentityError, identity_of
+from trust.identity import Identity, IdentityError, Leaf, leaf_of
 
+ANYBODY: Final = "anybody"
+"""Whoever reaches the enrolment port. It is nobody's role at the other one, whose callers have a
+certificate."""
+_MEMBERS: Final = frozenset({"participant", "researcher", "operator"})
 _RESEARCH: Final = frozenset({"researcher", "operator"})
-_ALL: Final = frozenset({"participant", "researcher", "operator"})
 ROLES: Final[Mapping[str, frozenset[str]]] = {
-    "/cofuse.v1.Transfer/Stat": _ALL,
-    "/cofuse.v1.Transfer/Put": _ALL,
-    "/cofuse.v1.Transfer/Get": _ALL,
+    "/cofuse.v1.Enroll/Authority": frozenset({ANYBODY}),
+    "/cofuse.v1.Enroll/Redeem": frozenset({ANYBODY}),
+    "/cofuse.v1.Enroll/Renew": _MEMBERS,  # each its own certificate only: it names no other
+    "/cofuse.v1.Transfer/Stat": _MEMBERS,
+    "/cofuse.v1.Transfer/Put": _MEMBERS,
+    "/cofuse.v1.Transfer/Get": _MEMBERS,
     "/cofuse.v1.Fleet/Join": frozenset({"participant"}),
     "/cofuse.v1.Fleet/Attend": frozenset({"participant"}),
     "/cofuse.v1.Fleet/CommitContribution": frozenset({"participant"}),
     "/cofuse.v1.Research/SubmitRound": _RESEARCH,
     "/cofuse.v1.Research/ApproveRound": frozenset({"operator"}),
-    "/cofuse.v1.Research/CancelRound": _RESEARCH,
+    "/cofuse.v1.Research/CancelRound": _RESEARCH,  # a researcher, their own only
     "/cofuse.v1.Research/GetRound": _RESEARCH,
     "/cofuse.v1.Research/ListRounds": _RESEARCH,
     "/cofuse.v1.Research/WatchRound": _RESEARCH,
@@ -31,7 +37,7 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Recurring/StopRecurring": frozenset({"operator"}),
     "/cofuse.v1.Recurring/ListRecurring": _RESEARCH,
     "/cofuse.v1.Research/Why": _RESEARCH,
-    "/grpc.health.v1.Health/Check": _ALL,
+    "/grpc.health.v1.Health/Check": _MEMBERS,
     # Each holds a thread for as long as it likes.
     "/grpc.health.v1.Health/Watch": frozenset({"operator"}),
 }
@@ -54,13 +60,29 @@ def caller(context: Any) -> Identity:
 
     Raises: CofuseError no_identity.
     """
+    return leaf_of_caller(context).identity
+
+
+def leaf_of_caller(context: Any) -> Leaf:
+    """The client certificate of this call.
+
+    Raises: CofuseError no_identity.
+    """
+    try:
+        return leaf_of(certificate_of(context))
+    except IdentityError as error:
+        raise CofuseError("no_identity", str(error)) from error
+
+
+def certificate_of(context: Any) -> bytes:
+    """The client certificate of this call, in PEM.
+
+    Raises: CofuseError no_identity.
+    """
     pems = context.auth_context().get("x509_pem_cert") or ()
     if not pems:
         raise CofuseError("no_identity", "found no client certificate")
-    try:
-        return identity_of(pems[0])
-    except IdentityError as error:
-        raise CofuseError("no_identity", str(error)) from error
+    return bytes(pems[0])
 
 
 def kind_name(kind: int, role: str) -> str:
@@ -77,12 +99,10 @@ def kind_name(kind: int, role: str) -> str:
     return name
 
 
-def require_role(method: str, context: Any) -> Identity:
-    """The caller, if the table grants the method to its role.
+def require_grant(method: str, role: str) -> None:
+    """Refuse what the table does not grant.
 
-    Raises: CofuseError no_identity or not_allowed.
+    Raises: CofuseError not_allowed.
     """
-    who = caller(context)
-    if who.role not in ROLES.get(method, frozenset()):
-        raise CofuseError("not_allowed", f"{method} is not for the role {who.role}")
-    return who
+    if role not in ROLES.get(method, frozenset()):
+        raise CofuseError("not_allowed", f"{method} is not for the role {role}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
 
@@ -17,6 +17,14 @@ class CoordinatorConfig(StrictConfig):
     """host:port of the engine's public port, mutual TLS."""
     engine_advertise: Address | None = None
     """What participants are told to dial instead, when a proxy or NAT stands before it."""
+    enroll_listen: Address | None = None
+    """host:port where join tokens are redeemed; TLS, but callers have no certificate yet. Default:
+    nowhere."""
+    authority: Path | None = None
+    """Folder with the authority's ca.key, for joining and renewing. Default: certificates are
+    signed by hand."""
+    certificate_days: float = Field(default=30.0, gt=0, le=3650)
+    """How long a certificate issued over the wire lasts; it is renewed at half of that."""
     data_dir: Path
     """Database, artifacts and job folders."""
     store: str | None = None
@@ -44,6 +52,15 @@ class CoordinatorConfig(StrictConfig):
         """Where the database is, as coordinator/database.py wants it."""
         return self.store or f"sqlite:///{self.data_dir / 'coordinator.sqlite'}"
 
+    @model_validator(mode="after")
+    def _issues_where_it_enrolls(self) -> "CoordinatorConfig":
+        if self.enroll_listen is not None and self.authority is None:
+            raise ValueError(
+                "found enroll_listen without authority: name the folder with ca.key as authority, "
+                "or leave enroll_listen out"
+            )
+        return self
+
     @field_validator("ops_listen")
     @classmethod
     def _loopback(cls, value: str) -> str:
@@ -64,5 +81,9 @@ def load_config(path: Path) -> CoordinatorConfig:
     config = read_toml(path, CoordinatorConfig)
     here = path.resolve().parent
     return config.model_copy(
-        update={"data_dir": here / config.data_dir, "tls": config.tls.below(here)}
+        update={
+            "data_dir": here / config.data_dir,
+            "authority": config.authority and here / config.authority,
+            "tls": config.tls.below(here),
+        }
     )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from trust.identity import Leaf
+
 if TYPE_CHECKING:
     from coordinator.superlink import SuperLink
 
@@ -50,6 +52,8 @@ class EngineConfig:
     """Certificate of the authority that signs participants (PEM)."""
     certificate: Path
     key: Path
+    refusal: Callable[[Leaf], object] = lambda _leaf: None
+    """Why a participant's certificate counts no more, if so."""
 
 
 def listen(config: EngineConfig) -> socket.socket:

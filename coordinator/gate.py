@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from coordinator.limits import Rates
-from trust.ca import IdentityError, identity_of, public_key_bytes
+from trust.identity import IdentityError, Leaf, leaf_of, public_key_bytes
 
 # The largest body that a participant may send: a reply of the largest payload, with room.
 MAX_BODY_BYTES: Final = 1_048_576
@@ -86,7 +86,7 @@ class PublicPort:
 class _Peer:
     """The participant at the other end of a connection, by its TLS certificate."""
 
-    name: str
+    leaf: Leaf
     public_key: bytes
 
 
@@ -106,12 +106,12 @@ class _PeerProtocol(H11Protocol):  # type: ignore[misc]
 
 def _peer_of(certificate: bytes) -> _Peer | None:
     try:
-        identity = identity_of(certificate)
+        leaf = leaf_of(certificate)
     except IdentityError:
         return None
-    if identity.role != "participant":
+    if leaf.identity.role != "participant":
         return None
-    return _Peer(identity.name, public_key_bytes(certificate))
+    return _Peer(leaf, public_key_bytes(certificate))
 
 
 class Gate:
@@ -128,12 +128,18 @@ class Gate:
         key_header: str,
         routes: Mapping[str, Callable[[bytes], bool]],
         rates: Rates | None = None,
+        refusal: Callable[[Leaf], object] = lambda _leaf: None,
     ) -> None:
-        """Args: key_header: where a call states its public key. routes: path -> body's check."""
+        """Args: key_header: where a call states its public key. routes: path -> body's check.
+
+        refusal: why a certificate counts no more, if so; asked at every request, because its
+            connection may be older than the reason.
+        """
         self._app = app
         self._key_header = key_header.lower().encode()
         self._routes = routes
         self._rates = rates or Rates(CALLS_PER_S, BURST)
+        self._refusal = refusal
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,9 +150,9 @@ class Gate:
         if check is None:
             return await _refuse(send, 404)
         peer = scope["state"].get("peer")
-        if peer is None or not self._signs_with_own_key(scope, peer):
+        if peer is None or self._refusal(peer.leaf) or not self._signs_with_own_key(scope, peer):
             return await _refuse(send, 403)
-        if not self._rates.take(peer.name):
+        if not self._rates.take(peer.leaf.identity.name):
             return await _refuse(send, 429)
         if _declared_bytes(scope) > MAX_BODY_BYTES:
             return await _refuse(send, 413)
@@ -208,7 +214,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": []})
+    # Who is nobody here is hung up on too: with a renewed certificate it dials anew.
+    headers = [(b"connection", b"close")] if status == 403 else []
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 
 

@@ -13,17 +13,21 @@ from pathlib import Path
 
 from grpc_health.v1 import health_pb2_grpc
 
+from coordinator.admission import Members, Strangers
 from coordinator.artifacts import Artifacts, open_artifacts
 from coordinator.auditor import Auditor
 from coordinator.config import CoordinatorConfig, load_config
 from coordinator.engine import Engine, EngineConfig
+from coordinator.enroll_service import EnrollService
 from coordinator.figures import Figures
 from coordinator.fleet_service import FleetService, waited_for
 from coordinator.health import Health, HealthService
+from coordinator.invitations import Invitations
 from coordinator.ops_http import OpsServer
 from coordinator.presence import Presence
 from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
+from coordinator.revocations import Revocations
 from coordinator.scheduler import Scheduler
 from coordinator.serving import GrpcServer
 from coordinator.store import Store
@@ -34,7 +38,14 @@ from protos import logs, systemd
 from protos.config import ConfigError
 from protos.files import settle
 from protos.process import die_with_parent, on_stop_signal
-from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
+from protos.v1 import (
+    enroll_pb2_grpc,
+    fleet_pb2_grpc,
+    recurring_pb2_grpc,
+    research_pb2_grpc,
+    transfer_pb2_grpc,
+)
+from trust.ca import AUTHORITY_KEY
 from trust.chain import AuditError
 from trust.keys import KeyFileError
 
@@ -50,6 +61,8 @@ class Running:
     ops_address: str
     scheduler: Scheduler
     store: Store
+    enroll_address: str = ""
+    """Empty: tokens are not redeemed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,7 @@ class _Parts:
     engine: Engine
     presence: Presence
     health: Health
+    members: Members
 
 
 @contextlib.contextmanager
@@ -76,6 +90,9 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
     with ExitStack() as stack:
         with _told("tls"):
             config.tls.files().read()  # its errors name the file; the libraries' do not
+        if config.authority is not None:
+            with _told("authority"):
+                (config.authority / AUTHORITY_KEY).read_bytes()
         with _told("data_dir"):
             settle(config.data_dir)
         with _told("artifacts"):
@@ -90,8 +107,10 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         upkeep = Upkeep(artifacts, store, config.data_dir / "artifacts" / "scrubbed")
         upkeep.start()
         stack.callback(upkeep.stop)
+        members = Members(Revocations(store.database))
+        members.refresh()  # before anybody may call
         with _told("engine_listen"):
-            engine = _engine(config)
+            engine = _engine(config, members)
             engine.listen()
         stack.callback(engine.stop)
         presence = Presence(lambda round_id: waited_for(store, round_id), wave=config.wave)
@@ -108,7 +127,11 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             ops = OpsServer(config.ops_listen, health, figures.text)
         ops.start()
         stack.callback(ops.stop)
-        server = _server(_Parts(config, store, artifacts, engine, presence, health))
+        enroll = EnrollService(
+            Invitations(store.database), config.tls.ca, config.authority, config.certificate_days
+        )
+        parts = _Parts(config, store, artifacts, engine, presence, health, members)
+        server = _server(parts, enroll)
         roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
         roll.start()
         stack.callback(roll.join)
@@ -116,13 +139,24 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         stack.callback(_stop, server, scheduler, presence, health, config.drain_seconds)
         with _told("listen"):
             port = server.start()
+        enroll_address = ""
+        if config.enroll_listen is not None:
+            register = partial(enroll_pb2_grpc.add_EnrollServicer_to_server, enroll)
+            door = GrpcServer(config.enroll_listen, config.tls.files(), [register], Strangers())
+            with _told("enroll_listen"):
+                enroll_address = f"{_host(config.enroll_listen)}:{door.start()}"
+            stack.callback(door.stop)
         # Last: participants are served while it comes up.
         engine.start(on_failure=lambda e: store.database.on_fatal(f"no engine: {e!r}"))
-        address = f"{config.listen.rpartition(':')[0]}:{port}"
-        yield Running(address, engine.public_address, ops.address, scheduler, store)
+        address = f"{_host(config.listen)}:{port}"
+        yield Running(address, engine.public_address, ops.address, scheduler, store, enroll_address)
 
 
-def _engine(config: CoordinatorConfig) -> Engine:
+def _host(listen: str) -> str:
+    return listen.rpartition(":")[0]
+
+
+def _engine(config: CoordinatorConfig, members: Members) -> Engine:
     host, _, port = config.engine_listen.rpartition(":")
     return Engine(
         EngineConfig(
@@ -132,11 +166,12 @@ def _engine(config: CoordinatorConfig) -> Engine:
             ca=config.tls.ca,
             certificate=config.tls.certificate,
             key=config.tls.key,
+            refusal=members.refusal,
         )
     )
 
 
-def _server(parts: _Parts) -> GrpcServer:
+def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
     """The gRPC server with every service, not started."""
     config, store, artifacts, engine = parts.config, parts.store, parts.artifacts, parts.engine
     fleet = FleetService(
@@ -159,8 +194,10 @@ def _server(parts: _Parts) -> GrpcServer:
             partial(transfer_pb2_grpc.add_TransferServicer_to_server, transfer),
             partial(research_pb2_grpc.add_ResearchServicer_to_server, research),
             partial(recurring_pb2_grpc.add_RecurringServicer_to_server, recurring),
+            partial(enroll_pb2_grpc.add_EnrollServicer_to_server, enroll),
             partial(health_pb2_grpc.add_HealthServicer_to_server, HealthService(parts.health)),
         ],
+        parts.members,
     )
 
 
@@ -240,6 +277,8 @@ def _run(config: CoordinatorConfig) -> int:
             "engine_address": running.engine_address,
             "ops_address": running.ops_address,
         }
+        if running.enroll_address:
+            ready["enroll_address"] = running.enroll_address
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         loop = threading.Thread(target=schedule, name="scheduler")

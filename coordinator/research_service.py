@@ -67,7 +67,15 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         return self._move(request.round_id, Event.APPROVE, context)
 
     def CancelRound(self, request: pb.RoundRequest, context: Any) -> pb.Round:
-        """End a round in whatever state it is."""
+        """End a round in whatever state it is; a researcher, only one of their own."""
+        try:
+            who, row = caller(context), self._store.round(request.round_id)
+            if who.role == "researcher" and row.submitted_by != who.name:
+                raise CofuseError(
+                    "not_allowed", f"{row.round_id} is not yours to cancel: an operator may"
+                )
+        except CofuseError as error:
+            abort(context, error)
         return self._move(request.round_id, Event.CANCEL, context)
 
     def GetRound(self, request: pb.RoundRequest, context: Any) -> pb.Round:

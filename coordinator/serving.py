@@ -9,45 +9,56 @@ import asyncio
 import concurrent.futures
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from coordinator.access import require_role
-from coordinator.limits import Rates
+from coordinator.admission import SWEEP_S, Members, Strangers
+from coordinator.calls import END, AbortedError, Call, CallerGoneError, refuse
 from coordinator.observe import observing
 from protos.bounds import check_bounds
-from protos.errors import CATALOGUE, ERROR_KEY, CofuseError
-from protos.logs import printable
+from protos.errors import CofuseError
 from protos.tls import SERVER_OPTIONS, TlsFiles, server_credentials
 
 THREADS: Final = 64
 """Per service, so that those who watch rounds never keep an upload waiting."""
-CALLS_PER_S: Final = 50.0
-"""What one caller may call in the long run; an upload is one call."""
-BURST: Final = 500.0
 START_TIMEOUT_S: Final = 30.0
-_CANCEL_POLL_S: Final = 1.0
-_END: Final = object()
 
 Register = Callable[[grpc.aio.Server], None]
+_GONE: Final = (
+    GeneratorExit,
+    asyncio.CancelledError,
+    grpc.RpcError,
+    grpc.aio.AbortError,
+    CallerGoneError,
+)
 
 
 class GrpcServer:
     """Serves on a loop of its own, in a thread, until stopped."""
 
-    def __init__(self, listen: str, tls: TlsFiles, services: Sequence[Register]) -> None:
-        """Args: listen: host:port; port 0 picks a free one. services: each adds one servicer."""
+    def __init__(
+        self,
+        listen: str,
+        tls: TlsFiles,
+        services: Sequence[Register],
+        admission: Members | Strangers | None = None,
+    ) -> None:
+        """Args: listen: host:port; port 0 picks a free one. services: each adds one servicer.
+
+        admission: who comes in; by default whoever has a certificate of the authority.
+        """
         self._listen = listen
         self._tls = tls
+        self._admission = admission or Members()
         self._services = services
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
-        self._door = _Door()
+        self._door = _Door(self._admission)
         self._server: grpc.aio.Server | None = None
 
     def start(self) -> int:
@@ -70,8 +81,10 @@ class GrpcServer:
         self._server = grpc.aio.server(interceptors=[self._door], options=SERVER_OPTIONS)
         for register in self._services:
             register(self._server)
-        port = self._server.add_secure_port(self._listen, server_credentials(self._tls))
+        credentials = server_credentials(self._tls, mutual=self._admission.mutual)
+        port = self._server.add_secure_port(self._listen, credentials)
         await self._server.start()
+        self._sweeping = asyncio.create_task(self._door.sweep())
         return int(port)
 
     async def _stop(self, server: grpc.aio.Server, grace_s: float) -> None:
@@ -87,11 +100,12 @@ class GrpcServer:
 
 
 class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Every call comes in here: role and rate first, then the parser, then the handler."""
+    """Every call comes in here: admission first, then the parser, then the handler."""
 
-    def __init__(self) -> None:
+    def __init__(self, admission: Members | Strangers) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
-        self._rates = Rates(CALLS_PER_S, BURST)
+        self._admission = admission
+        self._open: set[Call] = set()
 
     async def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         """Wrap the handler; unknown methods stay unknown."""
@@ -111,12 +125,8 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)
         )
 
-        def admitted(raw: Any, call: "_Call") -> Any:
-            who = require_role(method, call)
-            if not self._rates.take(who.uri):
-                raise CofuseError(
-                    "too_many_calls", f"found more than {CALLS_PER_S:.0f} calls a second"
-                )
+        def admitted(raw: Any, call: Call) -> Any:
+            call.leaf = self._admission.admit(method, call)
             parse = handler.request_deserializer
             if not kind.startswith("stream"):
                 return _parsed(raw, parse)
@@ -124,134 +134,59 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return call.blocking(requests) if blocks else requests
 
         async def answer(raw: Any, context: Any) -> Any:
-            async with _answering(method, context) as call:
+            async with self._answering(method, context) as call:
                 request = admitted(raw, call)
                 if not blocks:
                     return await behaviour(request, context)
                 return await call.loop.run_in_executor(pool, behaviour, request, call)
 
         async def answers(raw: Any, context: Any) -> AsyncIterator[Any]:
-            async with _answering(method, context) as call:
+            async with self._answering(method, context) as call:
                 request = admitted(raw, call)
                 if not blocks:
                     async for each in behaviour(request, context):
                         yield each
                     return
                 rest = behaviour(request, call)
-                while (one := await call.loop.run_in_executor(pool, next, rest, _END)) is not _END:
+                while (one := await call.loop.run_in_executor(pool, next, rest, END)) is not END:
                     yield one
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         wrapped = answers if kind.endswith("_stream") else answer
         return make(wrapped, response_serializer=handler.response_serializer)
 
+    @asynccontextmanager
+    async def _answering(self, method: str, context: Any) -> "AsyncIterator[Call]":
+        """The call for a handler; what the handler raises becomes the call's status."""
+        call = Call(context)
+        self._open.add(call)
+        try:
+            with observing(method, call, gone=_GONE), call.cut_as_refusal():
+                yield call
+        except AbortedError as abort:
+            await context.abort(abort.code, abort.details, call.trailing)
+        except CofuseError as error:
+            await refuse(context, error)
+        finally:
+            call.active = False
+            self._open.discard(call)
+
+    async def sweep(self) -> None:
+        """Keep ending the open calls of those who may not be here any more."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            await asyncio.to_thread(self._admission.refresh)
+            due = [
+                call.cut(refusal)
+                for call in self._open
+                if call.leaf and (refusal := self._admission.refusal(call.leaf))
+            ]
+            await asyncio.gather(*due)
+
     def close(self) -> None:
         """Let the threads end; a handler at work finishes first."""
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@asynccontextmanager
-async def _answering(method: str, context: Any) -> "AsyncIterator[_Call]":
-    """The call for a handler; what the handler raises becomes the call's status."""
-    call = _Call(context)
-    try:
-        with observing(method, call, gone=_GONE):
-            yield call
-    except _AbortedError as abort:
-        await context.abort(abort.code, abort.details, call.trailing)
-    except CofuseError as error:
-        await _refuse(context, error)
-    finally:
-        call.active = False
-
-
-async def _refuse(context: Any, error: CofuseError) -> None:
-    metadata = ((ERROR_KEY, error.error_id),)
-    await context.abort(CATALOGUE[error.error_id].status, printable(str(error)), metadata)
-
-
-class _AbortedError(Exception):
-    """A blocking handler has ended its call."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        self.code = code
-        self.details = details
-        super().__init__(details)
-
-
-class _CallerGoneError(Exception):
-    """The caller went away while a blocking handler waited for it."""
-
-
-_GONE: Final = (
-    GeneratorExit,
-    asyncio.CancelledError,
-    grpc.RpcError,
-    grpc.aio.AbortError,
-    _CallerGoneError,
-)
-
-
-class _Call:
-    """What a handler that blocks may ask of its call, from its thread."""
-
-    def __init__(self, context: Any) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.active = True
-        # Asked for now: once the call is over, in the middle of a handler, grpc has freed it, and
-        # asking then is a read of freed memory.
-        self._auth_context = context.auth_context()
-        self._peer = str(context.peer())
-        self._metadata = context.invocation_metadata()
-        self.trailing: tuple[tuple[str, str], ...] = ()
-        self._context = context
-
-    def auth_context(self) -> Any:
-        """What TLS says of the caller."""
-        return self._auth_context
-
-    def peer(self) -> str:
-        """Where the caller is."""
-        return self._peer
-
-    def invocation_metadata(self) -> Any:
-        """The caller's metadata."""
-        return self._metadata
-
-    def is_active(self) -> bool:
-        """Whether anybody still waits for the answer."""
-        return self.active
-
-    def set_trailing_metadata(self, trailing: tuple[tuple[str, str], ...]) -> None:
-        """Send this after the answer or the refusal."""
-        self.trailing = tuple(trailing)
-        self._context.set_trailing_metadata(self.trailing)
-
-    def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
-        """End the call."""
-        raise _AbortedError(code, details)
-
-    def blocking(self, messages: AsyncIterator[Any]) -> Iterator[Any]:
-        """The caller's messages, for a thread that waits for each."""
-
-        async def following() -> Any:
-            return await anext(messages, _END)
-
-        while (one := self._wait(following())) is not _END:
-            yield one
-
-    def _wait(self, coroutine: Any) -> Any:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        while True:
-            try:
-                return future.result(_CANCEL_POLL_S)
-            except concurrent.futures.CancelledError:
-                raise _CallerGoneError("the caller cancelled") from None
-            except TimeoutError:
-                if not self.active:
-                    future.cancel()
-                    raise _CallerGoneError("the caller went away") from None
 
 
 def _parsed(raw: bytes, parse: Callable[[bytes], Any]) -> Any:

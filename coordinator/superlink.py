@@ -54,6 +54,7 @@ from coordinator.engine import (
 )
 from coordinator.flower_run import Post, Run
 from coordinator.gate import Gate, PortTls, PublicPort
+from trust.identity import Leaf
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class SuperLink:
         tls = PortTls(
             ca=self._config.ca, certificate=self._config.certificate, key=self._config.key
         )
-        self._port = PublicPort(_fleet_app(states), tls)
+        self._port = PublicPort(_fleet_app(states, self._config.refusal), tls)
         listener = listener or listen(self._config)
         self._port.open(listener)
         self._address = address_of(self._config, listener)
@@ -226,7 +227,7 @@ def _database_may_be_busy() -> Iterator[None]:
         logger.warning("Flower's database was busy, trying again: %s", error)
 
 
-def _fleet_app(states: Any) -> ASGIApp:
+def _fleet_app(states: Any, refusal: Callable[[Leaf], object]) -> ASGIApp:
     """Flower's Fleet routes over its state, behind the gate; the order is Flower's own."""
     app = FastAPI(
         openapi_url=None,
@@ -241,7 +242,7 @@ def _fleet_app(states: Any) -> ASGIApp:
     app.include_router(fleet_router)
     checks: dict[str, Callable[[bytes], bool]] = dict.fromkeys(FLEET_ROUTES, _any_body)
     checks["/v1/fleet/push-messages"] = _speaks_for_itself
-    return Gate(app, key_header=FLEET_HTTP_PUBLIC_KEY_HEADER, routes=checks)
+    return Gate(app, key_header=FLEET_HTTP_PUBLIC_KEY_HEADER, routes=checks, refusal=refusal)
 
 
 def _any_body(_body: bytes) -> bool:

@@ -117,6 +117,29 @@ ANCHORS = Table(
     Column("noted_unix_ms", BigInteger, nullable=False),
     Column("alarm", Text, nullable=False),
 )
+REVOCATIONS = Table(
+    "revocations",
+    META,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("subject", String(60), nullable=False),  # role/name, or empty: one serial only
+    Column("serial", String(48), nullable=False),  # decimal: more bits than SQL's integers
+    Column("revoked_unix_ms", BigInteger, nullable=False),
+    Column("why", Text, nullable=False),
+)
+INVITATIONS = Table(
+    "invitations",
+    META,
+    Column("invitation", String(16), primary_key=True),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("name", String(40), nullable=False),
+    Column("created_unix_ms", BigInteger, nullable=False),
+    Column("expires_unix_ms", BigInteger, nullable=False),
+    Column("wrong_tries", Integer, nullable=False),
+    Column("used_unix_ms", BigInteger, nullable=False),  # 0: not yet
+    Column("request_sha256", String(64), nullable=False),
+    Column("certificate_pem", Text, nullable=False),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ LONGEST_PAUSE_S: Final = 30.0
 HEALTHY_S: Final = 60.0
 JOIN_S: Final = 30.0
 FIRST_BEAT_S: Final = 10.0
-_HOPELESS: Final = frozenset({"not_allowed", "no_identity", "wrong_authority"})
+_HOPELESS: Final = frozenset({"not_allowed", "no_identity", "revoked", "wrong_authority"})
 """Refusals that no waiting cures: the daemon ends with the other side's words."""
 
 

@@ -24,6 +24,7 @@ from participant.desk import Desk
 from participant.durable import is_broken, is_full, only_one
 from participant.engine import Engine
 from participant.policy import Policy, PolicyRefusalError, check, load_policy
+from participant.renewal import Renewal
 from participant.spool import Entry, Spool
 from participant.stages.cpt import Expert
 from participant.status import PAUSED, StatusServer
@@ -43,6 +44,7 @@ VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
 RETRY_S: Final = 10.0
 """Between two looks at a full disk, or two tries to reach the coordinator."""
+_LATER: Final = frozenset({"unreachable", "expired"})  # a renewed certificate counts at a new dial
 _LOG = logging.getLogger(__name__)
 
 
@@ -77,6 +79,7 @@ class Participant:
             on_joined=self._on_joined,
             on_summons=self._on_summons,
         )
+        self._renewal = Renewal(config.coordinator, config.tls.files())
         self._desk = Desk(self._engine, self._spool, self._attendance.beat_now)
 
     def stop(self) -> None:
@@ -95,6 +98,7 @@ class Participant:
         status.open()
         self._engine.start()
         self._attendance.start()
+        self._renewal.start()
         try:
             while not self._stop.is_set():
                 if self._attendance.refusal is not None:
@@ -106,6 +110,7 @@ class Participant:
                         raise
                     self._wait_for_room(error)
         finally:
+            self._renewal.stop()
             self._attendance.stop()
             self._engine.stop()
             status.close()
@@ -175,7 +180,7 @@ class Participant:
         except Exception as error:
             if is_full(error) or is_broken(error):
                 raise
-            if isinstance(error, RemoteError) and error.error_id == "unreachable":
+            if isinstance(error, RemoteError) and error.error_id in _LATER:
                 self._doing = {"doing": "waiting for the coordinator", "problem": str(error)}
                 self._stop.wait(RETRY_S)
                 return

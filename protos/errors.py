@@ -27,6 +27,24 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "no_identity": Entry(
         _S.UNAUTHENTICATED, "present a client certificate issued by this coordinator's authority"
     ),
+    "revoked": Entry(
+        _S.PERMISSION_DENIED,
+        "ask the operator why; a new invitation (cofuse join) gives a new certificate",
+    ),
+    "expired": Entry(
+        _S.UNAUTHENTICATED,
+        "call again with the renewed certificate, or ask the operator for a new invitation",
+    ),
+    "bad_invitation": Entry(
+        _S.PERMISSION_DENIED,
+        "check that the token is whole; else ask the operator for a new one "
+        "(cofuse coordinator invite)",
+    ),
+    "no_authority": Entry(
+        _S.FAILED_PRECONDITION,
+        "the operator names the authority's folder as `authority` in coordinator.toml, or signs "
+        "requests by hand (cofuse coordinator sign)",
+    ),
     "bad_request": Entry(_S.INVALID_ARGUMENT, "correct the field and send it again"),
     "bad_spec": Entry(_S.INVALID_ARGUMENT, "correct the round spec and submit it again"),
     "unknown_round": Entry(_S.NOT_FOUND, "list the rounds with: cofuse round ls"),

@@ -64,7 +64,10 @@ def dial(address: str, files: TlsFiles) -> grpc.Channel:
     return grpc.secure_channel(address, credentials, options=CLIENT_OPTIONS)
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Demand a client certificate of the same authority."""
+def server_credentials(files: TlsFiles, *, mutual: bool = True) -> grpc.ServerCredentials:
+    """Show our certificate and, when mutual, demand one of the same authority."""
     ca, certificate, key = files.read()
-    return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
+    pair = [(key, certificate)]
+    if not mutual:
+        return grpc.ssl_server_credentials(pair)
+    return grpc.ssl_server_credentials(pair, ca, require_client_auth=True)

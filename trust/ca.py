@@ -6,48 +6,51 @@ The authority states one thing about a key: the URI cofuse://<role>/<name>.
 """
 
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final, Literal, TypeGuard, get_args
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-Role = Literal["participant", "researcher", "operator", "coordinator"]
+from trust.identity import (
+    CLOCK_SKEW,
+    Identity,
+    IdentityError,
+    Role,
+    checked_identity,
+    checked_name,
+    fingerprint,
+    identity_of,
+    load_certificate,
+    parse_identity,
+    public_key_bytes,
+)
+
+__all__ = [
+    "CLOCK_SKEW",
+    "Identity",
+    "IdentityError",
+    "Role",
+    "create_authority",
+    "fingerprint",
+    "identity_of",
+    "new_identity",
+    "public_key_bytes",
+    "renew",
+    "sign_request",
+]
 
 AUTHORITY_KEY: Final = "ca.key"
 AUTHORITY_CERTIFICATE: Final = "ca.pem"
 KEY: Final = "key.pem"
+CERTIFICATE: Final = "certificate.pem"
 REQUEST: Final = "request.csr"
 AUTHORITY_DAYS: Final = 3650
-# Clocks of two institutions differ; a certificate is valid a little before it was made.
-CLOCK_SKEW: Final = timedelta(minutes=5)
-
-_NAME: Final = re.compile(r"[a-z0-9-]{1,40}")
-_IDENTITY: Final = re.compile(r"cofuse://([a-z]+)/([a-z0-9-]{1,40})")
-
-
-class IdentityError(ValueError):
-    """A name, request or certificate does not state a usable identity."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a certificate of the authority says about the holder of its key."""
-
-    role: Role
-    name: str
-
-    @property
-    def uri(self) -> str:
-        """The identity as it stands in the certificate's subject alternative names."""
-        return f"cofuse://{self.role}/{self.name}"
 
 
 def create_authority(directory: Path, name: str) -> None:
@@ -55,7 +58,7 @@ def create_authority(directory: Path, name: str) -> None:
 
     Raises: FileExistsError when a key is there already; it is never overwritten.
     """
-    key = _new_key(directory / AUTHORITY_KEY, _checked_name(name))
+    key = _new_key(directory / AUTHORITY_KEY, checked_name(name))
     subject = _subject(name)
     now = datetime.now(UTC)
     certificate = (
@@ -81,7 +84,7 @@ def new_identity(directory: Path, role: Role, name: str) -> bytes:
     Raises: FileExistsError when a key is there already; it is never overwritten.
         IdentityError when the role or the name is not allowed.
     """
-    identity = _checked_identity(role, name)
+    identity = checked_identity(role, name)
     key = _new_key(directory / KEY, name)
     request = (
         x509.CertificateSigningRequestBuilder()
@@ -100,7 +103,7 @@ def sign_request(
     *,
     role: Role,
     name: str,
-    days: int = 365,
+    days: float = 365,
     hosts: Sequence[str] = ("localhost", "127.0.0.1"),
 ) -> bytes:
     """Issue the certificate that the authority's operator means to give: to role and name.
@@ -111,16 +114,35 @@ def sign_request(
     Raises: IdentityError when the request is not readable, is not signed by its own key, has a
         key that is not P-384, or asks for another identity than the one named here.
     """
-    identity = _checked_identity(role, name)
-    public_key = _key_of_request(request, identity)
+    identity = checked_identity(role, name)
+    return _issue(authority, identity, _key_of_request(request, identity), days, hosts)
+
+
+def renew(authority: Path, certificate: bytes, days: float) -> bytes:
+    """Issue a caller's certificate again: the same identity and key, from now on.
+
+    Whether it may be renewed is the caller's of this function to know.
+    Raises: IdentityError when it states no identity, or has another key than P-384.
+    """
+    key = _checked_key(load_certificate(certificate).public_key())
+    return _issue(authority, identity_of(certificate), key, days, ())
+
+
+def _issue(
+    authority: Path,
+    identity: Identity,
+    public_key: ec.EllipticCurvePublicKey,
+    days: float,
+    hosts: Sequence[str],
+) -> bytes:
     authority_key, authority_certificate = _load_authority(authority)
-    serves = role == "coordinator"
+    serves = identity.role == "coordinator"
     usage = ExtendedKeyUsageOID.SERVER_AUTH if serves else ExtendedKeyUsageOID.CLIENT_AUTH
     now = datetime.now(UTC)
     ends = min(now + timedelta(days=days), authority_certificate.not_valid_after_utc)
     builder = (
         x509.CertificateBuilder()
-        .subject_name(_subject(name))
+        .subject_name(_subject(identity.name))
         .issuer_name(authority_certificate.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
@@ -134,76 +156,6 @@ def sign_request(
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def identity_of(certificate: bytes) -> Identity:
-    """Read the identity out of a certificate, in PEM or DER.
-
-    The chain is not checked here: TLS has done that before a certificate gets this far.
-    Raises: IdentityError when it does not state exactly one identity.
-    """
-    leaf = _load_certificate(certificate)
-    try:
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        raise IdentityError(_no_identity([])) from None
-    return _parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
-
-
-def public_key_bytes(certificate: bytes) -> bytes:
-    """The certificate's public key in PEM, as the engine wants it to register a node."""
-    key = _load_certificate(certificate).public_key()
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return key.public_bytes(serialization.Encoding.PEM, form)
-
-
-def fingerprint(certificate: bytes) -> str:
-    """Lower-case hex of the SHA-256 of the certificate's DER: what two people read out aloud."""
-    return _load_certificate(certificate).fingerprint(hashes.SHA256()).hex()
-
-
-def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise IdentityError(
-            f"found the name {name!r}, wanted 1 to 40 of the characters a-z, 0-9 and '-': "
-            "choose another name"
-        )
-    return name
-
-
-def _is_role(role: str) -> TypeGuard[Role]:
-    return role in get_args(Role)
-
-
-def _checked_identity(role: str, name: str) -> Identity:
-    if not _is_role(role):
-        raise IdentityError(f"found the role {role!r}, wanted one of {', '.join(get_args(Role))}")
-    return Identity(role, _checked_name(name))
-
-
-def _parse_identity(uris: Sequence[str]) -> Identity:
-    match = _IDENTITY.fullmatch(uris[0]) if len(uris) == 1 else None
-    if match is None or not _is_role(match[1]):
-        raise IdentityError(_no_identity(uris))
-    return Identity(match[1], match[2])
-
-
-def _no_identity(uris: Sequence[str]) -> str:
-    return (
-        f"found the URIs {list(uris)}, wanted exactly one of the form cofuse://<role>/<name>: "
-        "ask the operator of the coordinator to issue the certificate again"
-    )
-
-
-def _load_certificate(certificate: bytes) -> x509.Certificate:
-    is_pem = certificate.lstrip().startswith(b"-----BEGIN")
-    load = x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate
-    try:
-        return load(certificate)
-    except ValueError as error:
-        raise IdentityError(
-            f"found {len(certificate)} bytes that are no X.509 certificate, wanted PEM or DER"
-        ) from error
-
-
 def _key_of_request(request: bytes, identity: Identity) -> ec.EllipticCurvePublicKey:
     try:
         csr = x509.load_pem_x509_csr(request)
@@ -213,23 +165,27 @@ def _key_of_request(request: bytes, identity: Identity) -> ec.EllipticCurvePubli
             "found a signing request that cannot be read, or that names nobody; wanted the "
             f"{REQUEST} that enrolment wrote: send that file again"
         ) from error
-    asked = _parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
+    asked = parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
     if asked != identity:
         raise IdentityError(
             f"found a request for {asked.uri}, wanted {identity.uri}: check with the applicant"
         )
-    key = csr.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise IdentityError("found a request with another key than P-384, which the engine needs")
+    key = _checked_key(csr.public_key())
     if not csr.is_signature_valid:
         raise IdentityError("found a request that its own key has not signed: ask for a new one")
+    return key
+
+
+def _checked_key(key: object) -> ec.EllipticCurvePublicKey:
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise IdentityError("found another key than P-384, which the engine needs: make a new one")
     return key
 
 
 def _load_authority(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = serialization.load_pem_private_key((directory / AUTHORITY_KEY).read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key, _load_certificate((directory / AUTHORITY_CERTIFICATE).read_bytes())
+    return key, load_certificate((directory / AUTHORITY_CERTIFICATE).read_bytes())
 
 
 def _new_key(path: Path, name: str) -> ec.EllipticCurvePrivateKey:

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cofuse.commands import upkeep
+from cofuse.commands import members, upkeep
 from cofuse.commands.connection import fail
 
 app = typer.Typer(no_args_is_help=True, help="Run the consortium's coordinator.")
-for command in (upkeep.fsck, upkeep.backup, upkeep.restore):
+for command in (members.invite, members.revoke, upkeep.fsck, upkeep.backup, upkeep.restore):
     app.command()(command)
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
@@ -23,6 +23,9 @@ def init(
     ],
     listen: str = "127.0.0.1:7443",
     engine_listen: str = "127.0.0.1:9443",
+    enroll_listen: Annotated[
+        str, typer.Option(help="Where join tokens are redeemed; empty: nowhere.")
+    ] = "",
     ops_listen: Annotated[str, typer.Option(help="Monitoring; loopback only.")] = "127.0.0.1:7442",
 ) -> None:
     """Make the certificate authority, the server's certificate and coordinator.toml."""
@@ -42,6 +45,8 @@ def init(
         "listen": listen,
         "engine_listen": engine_listen,
         "ops_listen": ops_listen,
+        **({"enroll_listen": enroll_listen} if enroll_listen else {}),
+        "authority": "ca",
         "data_dir": "data",
         "approval": "operator",
         "tls": {"ca": "ca/ca.pem", "certificate": "tls/certificate.pem", "key": "tls/key.pem"},

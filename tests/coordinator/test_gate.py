@@ -16,7 +16,9 @@ import pytest
 from coordinator import gate
 from coordinator.gate import MAX_BODY_BYTES, Gate, PortTls, PublicPort
 from coordinator.limits import Rates
+from tests.integration import certificates
 from trust import ca
+from trust.identity import Leaf
 
 SHORT_S = 0.5
 
@@ -33,6 +35,7 @@ class Port:
     root: Path
     address: str
     rates: Rates
+    revoked: set[str]
 
     def tls(self, name: str) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.root / "ca" / "ca.pem"))
@@ -72,11 +75,18 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Port]:
         patch.setattr(gate, "HANDSHAKE_S", SHORT_S)
         patch.setattr(gate, "REQUEST_S", SHORT_S)
         rates = Rates(gate.CALLS_PER_S, gate.BURST)
-        guarded = Gate(application, key_header="The-Key", routes=routes, rates=rates)
+        revoked = set[str]()
+        guarded = Gate(
+            application,
+            key_header="The-Key",
+            routes=routes,
+            rates=rates,
+            refusal=lambda leaf: leaf.identity.name in revoked,
+        )
         opened = PublicPort(guarded, tls)
         listener = socket.create_server(("127.0.0.1", 0))
         opened.open(listener)
-        yield Port(root, f"127.0.0.1:{listener.getsockname()[1]}", rates)
+        yield Port(root, f"127.0.0.1:{listener.getsockname()[1]}", rates, revoked)
         opened.close()
 
 
@@ -97,6 +107,35 @@ def test_a_participant_that_behaves_is_let_through(port: Port) -> None:
 )
 def test_who_and_what_is_refused(port: Port, name: str, how: dict[str, Any], status: int) -> None:
     assert port.post(name, **how) == status
+
+
+@pytest.mark.parametrize("state", ["expired", "for_servers", "by_a_member", "foreign"])
+def test_a_certificate_that_is_not_a_members_gets_no_connection(
+    port: Port, state: str, tmp_path: Path
+) -> None:
+    make: Any = getattr(certificates, state)
+    how = {"other": "x"} if state == "foreign" else {}
+    files = make(port.root / "ca", tmp_path / "home", "participant", "a", **how)
+    context = ssl.create_default_context(cafile=str(files.ca))
+    context.load_cert_chain(files.certificate, files.key)
+    url = f"https://{port.address}"
+    with (
+        httpx.Client(base_url=url, verify=context, trust_env=False) as client,
+        pytest.raises(httpx.TransportError),
+    ):
+        client.post("/in", headers=port.headers("a"))
+
+
+def test_a_certificate_is_looked_at_for_every_request_of_a_connection(port: Port) -> None:
+    """It may have been revoked since the connection began; then it is hung up on."""
+    url = f"https://{port.address}"
+    with httpx.Client(base_url=url, verify=port.tls("a"), trust_env=False) as client:
+        answers = [client.post("/in", headers=port.headers("a"))]
+        port.revoked.add("a")
+        answers.append(client.post("/in", headers=port.headers("a")))
+        port.revoked.clear()
+    assert [answer.status_code for answer in answers] == [200, 403]
+    assert answers[1].headers["connection"] == "close"
 
 
 def test_a_body_that_hides_its_length_is_counted(port: Port) -> None:
@@ -151,7 +190,9 @@ def test_no_more_calls_reach_flower_at_once_than_it_can_take() -> None:
             "type": "http",
             "method": "POST",
             "path": "/in",
-            "state": {"peer": gate._Peer("a", b"k")},
+            "state": {
+                "peer": gate._Peer(Leaf(ca.Identity("participant", "a"), 1, 0.0, 0.0, True), b"k")
+            },
             "headers": [(b"the-key", base64.b64encode(b"k"))],
         }
         answers: list[Any] = []

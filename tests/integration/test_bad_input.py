@@ -24,10 +24,11 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
 import protos.v1
-from coordinator.access import ROLES
+from coordinator.access import ANYBODY, ROLES
 from coordinator.config import CoordinatorConfig
+from coordinator.invitations import Invitations
 from coordinator.limits import Rates
-from coordinator.main import serving
+from coordinator.main import Running, serving
 from coordinator.rounds import Event
 from coordinator.store import Store
 from protos.chunks import put_requests, sha256_of
@@ -37,8 +38,9 @@ from protos.logs import MAX_TEXT, configure
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec, TrainingSpec
 from protos.tls import TlsFiles, dial
-from protos.v1 import fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
+from protos.v1 import enroll_pb2, fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
 from trust.ca import create_authority, new_identity, sign_request
+from trust.identity import Identity
 
 MODULES = [
     health_pb2,
@@ -108,8 +110,10 @@ class Outcome:
 class Place:
     """A coordinator with a round in each of three states, and callers of every role."""
 
-    def __init__(self, address: str, identities: dict[str, TlsFiles], log: io.StringIO) -> None:
-        self.channels = {role: dial(address, files) for role, files in identities.items()}
+    def __init__(self, running: Running, identities: dict[str, TlsFiles], log: io.StringIO) -> None:
+        self.channels = {role: dial(running.address, files) for role, files in identities.items()}
+        authority = grpc.ssl_channel_credentials(identities["operator"].ca.read_bytes())
+        self.channels[ANYBODY] = grpc.secure_channel(running.enroll_address, authority)
         self._log = log
         self.good: dict[str, Good] = {}
 
@@ -117,7 +121,7 @@ class Place:
         """Send one message; read at most one answer."""
         shape = METHODS[method]
         role = role or next(
-            r for r in ("operator", "researcher", "participant") if r in ROLES[method]
+            r for r in ("operator", "researcher", "participant", ANYBODY) if r in ROLES[method]
         )
         kind = (
             "stream" if shape.client_streaming else "unary",
@@ -163,6 +167,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     config = CoordinatorConfig(
         listen="127.0.0.1:0",
         engine_listen="127.0.0.1:0",
+        enroll_listen="127.0.0.1:0",
+        authority=root / "ca",
         data_dir=root / "data",
         max_upload_bytes=1_000_000,
         tls=TlsConfig(ca=own.ca, certificate=own.certificate, key=own.key),
@@ -171,7 +177,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with pytest.MonkeyPatch.context() as patch, serving(config) as running:
         patch.setattr(Rates, "take", lambda *_: True)  # these calls come faster than anybody's
         configure("coordinator", stream=log)
-        made = Place(running.address, files, log)
+        made = Place(running, files, log)
         made.good = _good(made, root, Store.at(root / "data" / "coordinator.sqlite"))
         yield made
         made.close()
@@ -217,6 +223,8 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
     header = transfer_pb2.PutHeader(
         sha256=hashlib.sha256(b"never sent").hexdigest(), size_bytes=10, kind=transfer_pb2.PROMPTS
     )
+    token = Invitations(store.database).invite(Identity("researcher", "eve"), "0" * 64, 3600.0)
+    redeem = enroll_pb2.RedeemRequest(invitation=token.invitation, secret=token.secret)
     commit = fleet_pb2.CommitRequest(round_id="rnd-3", sha256=shas["answer"], size_bytes=10)
     research = {
         "SubmitRound": Good(submit),
@@ -238,6 +246,9 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
         "/cofuse.v1.Transfer/Get": Good(transfer_pb2.GetRequest(sha256=shas["weights"])),
         "/cofuse.v1.Fleet/Join": Good(fleet_pb2.JoinRequest(software_version="1")),
         "/cofuse.v1.Fleet/CommitContribution": Good(commit, "bad_contribution"),
+        "/cofuse.v1.Enroll/Authority": Good(enroll_pb2.AuthorityRequest()),
+        "/cofuse.v1.Enroll/Redeem": Good(redeem, "bad_request"),
+        "/cofuse.v1.Enroll/Renew": Good(enroll_pb2.RenewRequest()),
         "/grpc.health.v1.Health/Check": Good(health_pb2.HealthCheckRequest()),
         "/grpc.health.v1.Health/Watch": Good(health_pb2.HealthCheckRequest()),
     }
@@ -373,7 +384,8 @@ def _check_words(method: str, outcome: Outcome, case: str) -> None:
     assert "Traceback" not in outcome.details, case
     assert [(line["event"], line["method"]) for line in loud] == [("rpc.refused", method)], case
     assert loud[0]["error_id"] == outcome.error_id, case
-    assert loud[0]["caller"].startswith("cofuse://"), case
+    stranger = loud[0]["caller"] == "nobody" and ANYBODY in ROLES[method]
+    assert stranger or loud[0]["caller"].startswith("cofuse://"), case
 
 
 # ------------------------------------------------------------------------------- the spec's JSON

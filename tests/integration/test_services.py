@@ -188,6 +188,23 @@ def test_a_round_is_submitted_once_and_waits_for_the_operator(
         researcher.cancel(round_id)
 
 
+def test_a_researcher_cancels_nobody_elses_round_and_an_operator_any(
+    address: str,
+    identities: MakeIdentity,
+    researcher: Coordinator,
+    operator: Coordinator,
+    round_id: str,
+) -> None:
+    with (
+        _sdk(address, identities("researcher", "bob")) as other,
+        pytest.raises(RemoteError, match="not yours") as caught,
+    ):
+        other.cancel(round_id)
+    assert caught.value.error_id == "not_allowed"
+    assert researcher.round(round_id).state == "SUBMITTED"
+    assert operator.cancel(round_id).state == "CANCELLED"
+
+
 @pytest.mark.parametrize(
     ("change", "error_id"),
     [

@@ -1,0 +1,166 @@
+"""`cofuse coordinator invite | revoke` and `cofuse join`: who is here, and who no more."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cofuse.commands.connection import At, Identity, fail
+
+if TYPE_CHECKING:
+    from coordinator.config import CoordinatorConfig
+    from coordinator.database import Database
+
+Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+_TTL: Final = re.compile(r"([1-9][0-9]{0,4})(m|h|d)")
+_UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400}
+_SERIAL: Final = re.compile(r"[0-9]{1,49}|0x[0-9A-Fa-f]{1,40}")
+
+
+def invite(
+    home: Home,
+    role: Annotated[str, typer.Option(help="participant, researcher or operator.")],
+    name: Annotated[str, typer.Option(help="The name you mean to admit.")],
+    ttl: Annotated[str, typer.Option(help="How long it is good: 30m, 1h, 2d.")] = "1h",
+) -> None:
+    """Print a token that becomes one certificate, once, with `cofuse join`.
+
+    Hand it over as you would a password. The coordinator may serve meanwhile.
+    """
+    from coordinator.invitations import Invitations
+    from trust.identity import IdentityError, checked_identity, fingerprint
+
+    match = _TTL.fullmatch(ttl)
+    if match is None:
+        fail(f"--ttl: found {ttl!r}, wanted a number and m, h or d, such as 1h", 2)
+    if role == "coordinator":
+        fail("--role: found 'coordinator', wanted participant, researcher or operator", 2)
+    with opened(home) as (config, database):
+        if config.enroll_listen is None:
+            fail(
+                f"{home / 'coordinator.toml'}: found no enroll_listen, wanted host:port where "
+                "tokens are redeemed: set it, and authority, and start the coordinator again",
+                2,
+            )
+        try:
+            identity = checked_identity(role, name)
+        except IdentityError as error:
+            fail(error, 2)
+        seconds = int(match[1]) * _UNIT_S[match[2]]
+        authority = fingerprint(config.tls.ca.read_bytes())
+        token = Invitations(database).invite(identity, authority, seconds)
+    typer.echo(f"good for {ttl}, once: cofuse join {config.enroll_listen} TOKEN FOLDER", err=True)
+    typer.echo(str(token))
+
+
+def join(
+    address: Annotated[str, typer.Argument(help="host:port of the coordinator's enrolment.")],
+    token: Annotated[
+        str, typer.Argument(help="What the operator gave you; - reads it from stdin.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Where the key is, or is made; it stays there.")],
+) -> None:
+    """Turn a token into an identity: key.pem, certificate.pem and ca.pem in FOLDER.
+
+    FOLDER may be what `cofuse participant init` or `cofuse identity` made. Repeating it is safe.
+    """
+    from cofuse.joining import join as redeem
+    from protos.errors import CofuseError, RemoteError
+    from trust.identity import IdentityError
+    from trust.tokens import parse_token
+
+    if not re.fullmatch(r"[^:/\s]+:[0-9]{1,5}", address):
+        fail(f"found the address {address!r}, wanted host:port", 2)
+    try:
+        parsed = parse_token(sys.stdin.readline() if token == "-" else token)  # noqa: S105
+        redeem(address, parsed, folder)
+    except (IdentityError, FileExistsError, FileNotFoundError) as error:
+        fail(error, 2)
+    except (CofuseError, RemoteError) as error:
+        fail(f"{error} [{error.error_id}]")
+    typer.echo(f"{parsed.identity.uri}: certificate in {folder}", err=True)
+
+
+def renew(at: At, identity: Identity) -> None:
+    """Replace certificate.pem by one that lasts longer, for the same key.
+
+    A participant's daemon does it by itself, at half of the certificate's life.
+    """
+    import grpc
+
+    from participant.renewal import renew as ask
+    from protos.errors import CofuseError, RemoteError
+    from protos.tls import TlsFiles
+    from trust.identity import IdentityError
+
+    ca, certificate, key = (identity / f"{name}.pem" for name in ("ca", "certificate", "key"))
+    try:
+        renewed = ask(at, TlsFiles(ca=ca, certificate=certificate, key=key))
+    except (IdentityError, OSError) as error:
+        fail(error, 2)
+    except RemoteError as error:
+        fail(f"{error} [{error.error_id}]")
+    except grpc.RpcError as error:
+        fail(CofuseError("unreachable", f"{at} not reached: {error.details()}"))
+    ends = datetime.fromtimestamp(renewed.ends_unix_s, UTC)
+    typer.echo(f"{renewed.identity.uri}: good to {ends:%Y-%m-%d %H:%M} UTC", err=True)
+
+
+def revoke(
+    home: Home,
+    name: Annotated[
+        str, typer.Option(help="ROLE/NAME: every certificate made for it up to now.")
+    ] = "",
+    serial: Annotated[
+        str, typer.Option(help="One certificate: decimal, or 0x and hexadecimal.")
+    ] = "",
+    why: Annotated[str, typer.Option(help="Kept with it.")] = "",
+) -> None:
+    """Let certificates count no more, for ever. Open connections end within ten seconds.
+
+    The coordinator may serve meanwhile. To admit the same name again, invite it anew.
+    """
+    from coordinator.revocations import Revocations
+    from trust.identity import IdentityError, checked_identity
+
+    if bool(name) == bool(serial):
+        fail("found none or both of --name and --serial, wanted one of them", 2)
+    if serial and not _SERIAL.fullmatch(serial):
+        fail(f"--serial: found {serial!r}, wanted decimal digits, or 0x and hexadecimal ones", 2)
+    with opened(home) as (_, database):
+        revocations = Revocations(database)
+        if name:
+            role, _, rest = name.partition("/")
+            try:
+                revocations.revoke_all_of(checked_identity(role, rest), why)
+            except IdentityError as error:
+                fail(f"--name: {error}; give it as participant/NAME", 2)
+        else:
+            revocations.revoke_one(int(serial, 16 if serial.startswith("0x") else 10), why)
+    typer.echo(f"revoked {name or serial}; a coordinator that runs ends its calls", err=True)
+
+
+@contextlib.contextmanager
+def opened(home: Path) -> Iterator[tuple["CoordinatorConfig", "Database"]]:
+    """A coordinator's configuration and database; their errors become words."""
+    from coordinator.config import load_config
+    from coordinator.store import Store
+    from coordinator.store_errors import StoreError
+    from protos.config import ConfigError
+    from protos.errors import CofuseError
+
+    try:
+        config = load_config(home / "coordinator.toml")
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        store = Store(config.store_url(), backups=config.data_dir)
+        try:
+            yield config, store.database
+        finally:
+            store.close()
+    except (ConfigError, StoreError, CofuseError, OSError) as error:
+        fail(error, 2)
