@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,19 @@ def test_a_token_of_one_role_is_never_another_ones(
     refusal(lambda: invitations.redeem(other.invitation, token.secret, b"csr", issue))
     invitations.redeem(token.invitation, token.secret, b"csr", issue)
     assert [identity for identity, _ in issue.issued] == [ANNA]
+
+
+@pytest.mark.xdist_group("postgres")
+def test_postgres_keeps_the_same_promises(
+    new_postgres: Callable[[], str], issue: Authority
+) -> None:
+    invitations = Invitations(Store(new_postgres()).database)
+    token = invitations.invite(ANNA, "ab" * 32, HOUR_S)
+    redeem = partial(invitations.redeem, token.invitation)
+    refusal(lambda: redeem(wrong(token), b"csr", issue))
+    assert redeem(token.secret, b"csr", issue) == redeem(token.secret, b"csr", issue)
+    assert "used" in refusal(lambda: redeem(token.secret, b"other", issue))
+    assert len(issue.issued) == 1
 
 
 def test_the_database_never_holds_a_secret(tmp_path: Path, issue: Authority) -> None:

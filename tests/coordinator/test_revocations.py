@@ -29,8 +29,12 @@ def at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return now
 
 
-def test_a_serial_is_one_certificate_for_ever() -> None:
-    listed = Revocations(Store("sqlite://").database)
+@pytest.mark.parametrize(
+    "kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))]
+)
+def test_a_serial_is_one_certificate_for_ever(kind: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue("new_postgres")() if kind == "postgres" else "sqlite://"
+    listed = Revocations(Store(url).database)
     serial = 2**159 - 1  # the largest that X.509 knows
     for _ in range(2):
         listed.revoke_one(serial, "lost")
