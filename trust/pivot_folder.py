@@ -97,7 +97,7 @@ def receive(
     """
     _check_place(folder, trust)
     incoming = folder.with_name(f".{folder.name}.incoming")
-    _begin(incoming, folder)
+    incoming.mkdir(parents=True, exist_ok=True)
     manifest = receive_manifest(name, offered, get, incoming, trust)
     check_offer(manifest, [(file.name, file.sha256, file.size_bytes) for file in offered])
     names = {file.name for file in offered}
@@ -105,7 +105,8 @@ def receive(
         if path.name not in names and path.suffix != ".part":
             path.unlink()
     for file in offered:
-        get(file, incoming)
+        if not _is_here(file, incoming, folder):
+            get(file, incoming)
     for part in incoming.glob("*.part"):
         part.unlink()
     check_folder(incoming, manifest)
@@ -128,6 +129,7 @@ def receive_manifest(
             f"{name} comes without a signed manifest: the operator starts this release's "
             "coordinator once, which signs what it has"
         )
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
     get(refs[0], folder)
     return trust.open((folder / MANIFEST_FILE).read_bytes(), name)
 
@@ -185,12 +187,15 @@ def _check_place(folder: Path, trust: Trust) -> None:
         )
 
 
-def _begin(incoming: Path, folder: Path) -> None:
-    """Make the place to put together, with what is here already: equal files are not sent again."""
-    incoming.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir() if folder.exists() else ():
-        if path.name != MANIFEST_FILE and not (incoming / path.name).exists():
-            os.link(path, incoming / path.name)
+def _is_here(file: Offered, incoming: Path, folder: Path) -> bool:
+    """Whether a file need not be sent: an older try brought it, or the pivot before has it too."""
+    path, before = incoming / file.name, folder / file.name
+    if path.exists() and _sha256(path) == file.sha256:
+        return True
+    path.unlink(missing_ok=True)  # never written over: it may be a link to a file in use
+    if before.exists() and _sha256(before) == file.sha256:
+        os.link(before, path)
+    return path.exists()
 
 
 def _replace(incoming: Path, folder: Path) -> None:
