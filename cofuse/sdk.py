@@ -7,10 +7,12 @@ coordinator.download_pivot(final.pivot_name, Path("pivot"))
 """
 
 import json
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -18,7 +20,7 @@ from typing import Any, Final
 import grpc
 
 from protos.chunks import sha256_of
-from protos.errors import remote_errors
+from protos.errors import CofuseError, RemoteError, remote_errors
 from protos.messages import FileRef
 from protos.public_sets import read_evals, read_prompts
 from protos.recurring import RecurringSpec
@@ -27,7 +29,11 @@ from protos.tls import TlsFiles, dial
 from protos.transfer import Transfer
 from protos.v1 import recurring_pb2, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2
 from protos.v1 import research_pb2 as pb
+from trust.pivot_folder import Trust, receive, receive_manifest
+from trust.pivot_manifest import SIGNER_FILE, Manifest, ManifestError
 
+PIVOTS_SEEN: Final = "pivots-seen.json"
+"""Beside the key: which pivots were accepted, so that an older one is noticed."""
 FINAL: Final = frozenset({"PUBLISHED", "REJECTED", "FAILED", "CANCELLED", "EXPIRED"})
 _RECONNECT_S: Final = 0.5
 _PATIENCE_S: Final = 30.0
@@ -109,10 +115,15 @@ class Coordinator:
     """A connection under one identity. Every call repeats safely."""
 
     def __init__(self, address: str, *, ca: Path, certificate: Path, key: Path) -> None:
+        """Args: ca: beside it lies the key that pivots are signed with, pivot-signer.pem.
+
+        key: beside it is kept which pivots were accepted.
+        """
         self._channel = dial(address, TlsFiles(ca=ca, certificate=certificate, key=key))
         self._research = research_pb2_grpc.ResearchStub(self._channel)
         self._recurring = recurring_pb2_grpc.RecurringStub(self._channel)
         self._transfer = Transfer(self._channel, patience_s=_PATIENCE_S)
+        self._trust = Trust(signer=ca.with_name(SIGNER_FILE), seen=key.with_name(PIVOTS_SEEN))
 
     def __enter__(self) -> "Coordinator":
         return self
@@ -264,18 +275,59 @@ class Coordinator:
         with remote_errors():
             return _pivot(self._research.ImportPivot(pb.Pivot(name=name, files=files)))
 
-    def download_pivot(self, name: str, folder: Path) -> Path:
-        """Write a pivot's files to `folder`, checking each digest; return the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in self.pivot(name).files:
-            self._transfer.get(file, folder)
+    def download_pivot(self, name: str, folder: Path, *, older: bool = False) -> Path:
+        """Bring a pivot to `folder` if all of it is what the coordinator signed; return the folder.
+
+        Args: folder: a pivot in it is replaced, and stays when the new one is refused. older: an
+            older version of the lineage than one that was accepted is meant.
+        Raises: RemoteError (untrusted_pivot: manifest, signer, version, time or a file is wrong).
+        """
+        trust, folder = replace(self._trust, older=older), folder.resolve()
+        with _believed():
+            receive(name, self.pivot(name).files, self._transfer.get, folder, trust)
         return folder
+
+    def manifest(self, name: str) -> Manifest:
+        """Return what the coordinator signed of a pivot, checked. Raises: as download_pivot."""
+        trust = replace(self._trust, older=True)
+        with _believed(), tempfile.TemporaryDirectory() as folder:
+            return receive_manifest(
+                name, self.pivot(name).files, self._transfer.get, Path(folder), trust
+            )
+
+    def lineage(self, name: str) -> list[Manifest]:
+        """Return the manifests from the first pivot of a lineage to this one, each checked.
+
+        Raises: as download_pivot, also when a parent is not the one that its child names.
+        """
+        line = [self.manifest(name)]
+        while (parent := line[0].parent) is not None:
+            found = self.manifest(parent.name)
+            if found.content_sha256 != parent.content_sha256 or found.root != line[0].root:
+                says = f"{parent.name} is not the pivot that {line[0].name} was made from"
+                raise RemoteError("untrusted_pivot", str(CofuseError("untrusted_pivot", says)))
+            line.insert(0, found)
+        return line
+
+    def roll_back_pivot(self, name: str) -> Pivot:
+        """Publish a pivot's parent once more, as the newest (operators); return it."""
+        with remote_errors():
+            return _pivot(self._research.RollbackPivot(pb.RollbackPivotRequest(name=name)))
 
     def upload(self, path: Path, kind: transfer_pb2.ArtifactKind) -> str:
         """Put a file unless it is there; return its sha256. A broken upload resumes."""
         sha256 = sha256_of(path)
         self._transfer.put(path, sha256, kind)
         return sha256
+
+
+@contextmanager
+def _believed() -> Iterator[None]:
+    try:
+        yield
+    except ManifestError as error:
+        refusal = CofuseError("untrusted_pivot", str(error).rstrip("."))
+        raise RemoteError("untrusted_pivot", str(refusal)) from error
 
 
 def _round(row: pb.Round) -> Round:

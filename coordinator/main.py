@@ -25,6 +25,7 @@ from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
 from coordinator.scheduler import Scheduler
 from coordinator.serving import GrpcServer
+from coordinator.signing import Signer, ensure_key
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
 from coordinator.transfer_service import TransferService
@@ -34,6 +35,7 @@ from protos.config import ConfigError
 from protos.files import settle
 from protos.process import die_with_parent, on_stop_signal
 from protos.v1 import fleet_pb2_grpc, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2_grpc
+from trust.keys import KeyFileError
 
 _LOG = logs.logger("coordinator.main")  # also when this file is the program
 
@@ -59,6 +61,7 @@ class _Parts:
     engine: Engine
     presence: Presence
     health: Health
+    signer: Signer
 
 
 @contextlib.contextmanager
@@ -73,6 +76,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
     with ExitStack() as stack:
         with _told("tls"):
             config.tls.files().read()  # its errors name the file; the libraries' do not
+            signing_key = ensure_key(config.tls.key, config.tls.ca)
         with _told("data_dir"):
             settle(config.data_dir)
         with _told("artifacts"):
@@ -80,7 +84,12 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         with _told("store"):
             store = Store(config.store_url(), lead=True, backups=config.data_dir)
         stack.callback(store.close)
-        upkeep = Upkeep(artifacts, store, config.data_dir / "artifacts" / "scrubbed")
+        with _told("tls"):
+            signer = Signer(store, artifacts, signing_key)
+        signer.renew()  # before anybody asks: pivots of an older release have no manifest
+        upkeep = Upkeep(
+            artifacts, store, config.data_dir / "artifacts" / "scrubbed", renew=signer.renew
+        )
         upkeep.start()
         stack.callback(upkeep.stop)
         with _told("engine_listen"):
@@ -88,9 +97,8 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             engine.listen()
         stack.callback(engine.stop)
         presence = Presence(lambda round_id: waited_for(store, round_id), wave=config.wave)
-        scheduler = Scheduler(
-            config.data_dir, store, artifacts, engine, presence, fuse_workers=config.fuse_workers
-        )
+        parts = config.data_dir, store, artifacts, engine, presence, signer.sign
+        scheduler = Scheduler(*parts, fuse_workers=config.fuse_workers)
         health = Health(
             {"database": store.check_writable, "artifacts": artifacts.check_writable},
             beat=lambda: systemd.notify(systemd.WATCHDOG),
@@ -101,7 +109,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             ops = OpsServer(config.ops_listen, health, figures.text)
         ops.start()
         stack.callback(ops.stop)
-        server = _server(_Parts(config, store, artifacts, engine, presence, health))
+        server = _server(_Parts(config, store, artifacts, engine, presence, health, signer))
         roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
         roll.start()
         stack.callback(roll.join)
@@ -139,6 +147,7 @@ def _server(parts: _Parts) -> GrpcServer:
     research = ResearchService(
         store,
         artifacts,
+        parts.signer,
         auto_approve=config.approval == "auto",
         online=lambda: _online(store, parts.presence),
         stopping=parts.health.stopping,
@@ -184,7 +193,7 @@ def _told(key: str) -> Iterator[None]:
     """What the system refuses is said as the key of the configuration that asked for it."""
     try:
         yield
-    except (OSError, RuntimeError, StoreError) as error:
+    except (OSError, RuntimeError, StoreError, KeyFileError) as error:
         raise ConfigError(f"{key}: {error}; correct it in coordinator.toml") from error
 
 

@@ -35,6 +35,7 @@ from protos.errors import RemoteError
 from protos.messages import Report
 from protos.process import die_with_parent, on_stop_signal
 from protos.v1 import fleet_pb2 as pb
+from trust.pivot_manifest import ManifestError
 
 VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
@@ -164,6 +165,9 @@ class Participant:
             report = entry.report or self._do(entry, should_stop)
         except PolicyRefusalError as error:
             report = self._worker.report(assignment, "refused", detail=str(error))
+        except ManifestError as error:
+            _LOG.critical("%s: the pivot is refused: %s", assignment.round_id, error)
+            report = self._worker.report(assignment, "refused", detail=f"the pivot: {error}"[:2000])
         except Stopped:
             return  # it stays in the spool, or is dropped at the next step
         except Exception as error:

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from trust.dsse import MAX_ENVELOPE_BYTES
 from trust.keys import KeyFileError, load_public
 from trust.model_config import (
+    MAX_CONFIG_BYTES,
     SMALL_JSON,
     ConfigRefusedError,
     check_file_name,
@@ -157,17 +158,17 @@ def check_contents(files: dict[str, Path]) -> None:
 
     Args: files: where the bytes of each of the pivot's files lie.
     """
-    try:
-        for name, path in files.items():
-            if name == MANIFEST_FILE:
-                continue
-            check_file_name(name)
+    for name, path in files.items():
+        try:
+            if name != MANIFEST_FILE:
+                check_file_name(name)
             if name.endswith(".safetensors"):
                 read_header(path)
             elif name in SMALL_JSON:
-                check_small_json(name, path.read_bytes())
-    except (HeaderError, ConfigRefusedError) as error:
-        raise ManifestError(f"not a pivot to load: {error}") from None
+                with path.open("rb") as file:
+                    check_small_json(name, file.read(MAX_CONFIG_BYTES + 1))
+        except (HeaderError, ConfigRefusedError) as error:
+            raise ManifestError(f"{name} of the pivot is not to be loaded: {error}") from None
 
 
 def _check_place(folder: Path, trust: Trust) -> None:

@@ -125,19 +125,16 @@ def read_header(
     with path.open("rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")
-        if len(head) == 8 and length > MAX_HEADER_BYTES:
-            raise HeaderError(
-                f"{path.name}: its header claims {length} bytes, wanted {MAX_HEADER_BYTES} at most"
-            )
+        if len(head) < 8:
+            raise HeaderError(f"{size} bytes, wanted 8 at least", "truncated")
+        if length > MAX_HEADER_BYTES:
+            raise HeaderError(f"a header of {length} bytes, wanted {MAX_HEADER_BYTES} at most")
         raw = file.read(length)
-    if len(head) < 8 or len(raw) < length:
-        raise HeaderError(f"{path.name}: {size} bytes, wanted {8 + length} of header", "truncated")
-    try:
-        found = parse_header(raw, size - 8 - length, metadata=metadata)
-        if schema is not None:
-            check_schema(found, schema)
-    except HeaderError as error:
-        raise HeaderError(f"{path.name}: {error}", error.code) from None
+    if len(raw) < length:
+        raise HeaderError(f"{size} bytes, wanted {8 + length} of header alone", "truncated")
+    found = parse_header(raw, size - 8 - length, metadata=metadata)
+    if schema is not None:
+        check_schema(found, schema)
     return found
 
 

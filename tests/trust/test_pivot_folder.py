@@ -193,7 +193,10 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     ),
     "code": (lambda s: evil(s, modeling__py=b"1"), "leave it out"),
     "a pickle": (lambda s: evil(s, pytorch_model__bin=b"1"), "leave it out"),
-    "a path as a tensor's name": (lambda s: evil(s, model__safetensors=bomb()), "safetensors: "),
+    "a path as a tensor's name": (
+        lambda s: evil(s, model__safetensors=bomb()),
+        "safetensors of the pivot",
+    ),
 }
 
 

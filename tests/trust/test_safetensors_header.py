@@ -95,7 +95,7 @@ def test_files_of_the_library_pass(tmp_path: Path) -> None:
 )
 def test_a_schema_is_kept_to_the_letter(tmp_path: Path, schema: Any) -> None:
     save_file({"x": np.ones((3, 2), np.float16), "y": np.zeros(5, np.int64)}, tmp_path / "f", {})
-    with pytest.raises(HeaderError, match=r"f: "):
+    with pytest.raises(HeaderError, match=r"in the file or|wanted"):
         read_header(tmp_path / "f", schema=schema)
 
 
@@ -188,6 +188,7 @@ def test_the_largest_good_header_costs_less_than_64_mib() -> None:
     [
         (lambda raw: raw[:7], "truncated"),
         (lambda raw: raw[:20], "truncated"),
+        (lambda raw: b"\xff" * 7, "truncated"),
         (lambda raw: raw[:-1], "truncated"),
         (lambda raw: raw + b"x", "malformed"),
         (lambda raw: (MAX_HEADER_BYTES + 1).to_bytes(8, "little") + raw[8:], "malformed"),
