@@ -18,9 +18,8 @@ from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
 from coordinator.store import PivotRow, Store
 from protos.errors import CofuseError
-from protos.files import replace as put_in_place
 from protos.messages import FileRef
-from trust.keys import kid, load_private, new_key, public_pem
+from trust.keys import kid, load_private, load_public, new_key, save_public
 from trust.pivot_folder import check_contents
 from trust.pivot_manifest import (
     LIFETIME,
@@ -50,11 +49,9 @@ def ensure_key(tls_key: Path, ca: Path) -> Path:
     path = tls_key.with_name(SIGNER_KEY)
     if not path.exists():
         new_key(path)
-    pem, public = public_pem(load_private(path).public_key()), ca.with_name(SIGNER_FILE)
-    if not public.exists() or public.read_bytes() != pem:
-        draft = public.with_name(f".{SIGNER_FILE}.new")
-        draft.write_bytes(pem)
-        put_in_place(draft, public)
+    key, public = load_private(path).public_key(), ca.with_name(SIGNER_FILE)
+    if not public.exists() or kid(load_public(public)) != kid(key):
+        save_public(key, public)
     return path
 
 

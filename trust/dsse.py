@@ -8,11 +8,12 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from trust.keys import kid, sign, verify
+from trust.keys import SignatureError, kid, sign, verify
 
 MAX_ENVELOPE_BYTES: Final = 1 << 20
 MAX_SIGNATURES: Final = 8
@@ -92,7 +93,8 @@ def unseal(raw: bytes, payload_type: str, keys: Mapping[str, Ed25519PublicKey]) 
         raise EnvelopeError(f"found no envelope of ours ({error})"[:200]) from None
     message = pae(payload_type, payload)
     for name in signed.keys() & keys.keys():
-        if verify(keys[name], signed[name], message):
+        with suppress(SignatureError):
+            verify(keys[name], message, signed[name])
             return payload
     raise EnvelopeError(
         f"found signatures of {', '.join(name[:16] for name in signed)}, wanted a good one of "

@@ -1,99 +1,137 @@
-"""Ed25519 keys that sign objects: made where they stay, known by the digest of their public half.
+"""Keys that sign objects: Ed25519, made where they stay. TLS has its own keys (trust/ca.py).
 
-TLS has keys of its own (trust/ca.py): who steals one of the two kinds still lacks the other.
+A key is two files: the private one (mode 0600), and beside it the public one, `.pub`, to give away.
 """
 
 import hashlib
 import os
+import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
-MAX_PEM_BYTES = 4096
+PUBLIC_SUFFIX: Final = ".pub"
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 class KeyFileError(ValueError):
-    """A file holds no key that can be used; the message says what to do."""
+    """A file does not hold the key it should, or others may read it."""
+
+
+class SignatureError(ValueError):
+    """A signature was not made by the key, over these bytes."""
 
 
 def new_key(path: Path) -> str:
-    """Make a private key (mode 0600) where none is yet; return its kid.
+    """Make a private key at `path` and its public key beside it; both are on disk afterwards.
 
+    Returns: the key's id.
     Raises: FileExistsError when a key is there already; it is never overwritten.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        os.link(draft, path)  # unlike a rename, a link refuses to replace what is there
-    except FileExistsError:
-        raise FileExistsError(
-            f"found a key at {path}, wanted none: keep it, or move it away to start anew"
-        ) from None
+        _write(draft, pem, 0o600)
+        path.hardlink_to(draft)  # a rename would overwrite
     finally:
-        draft.unlink()
+        draft.unlink(missing_ok=True)
+    save_public(key.public_key(), path.with_suffix(PUBLIC_SUFFIX))
     return kid(key.public_key())
 
 
+def save_public(key: Ed25519PublicKey, path: Path) -> None:
+    """Write a public key as PEM, whole."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    _write(draft, key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), 0o644)
+    draft.replace(path)
+    _sync(path.parent)
+
+
 def load_private(path: Path) -> Ed25519PrivateKey:
-    """Read a private key. Raises: KeyFileError; OSError."""
-    try:
-        key = serialization.load_pem_private_key(_pem(path), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyFileError(f"{path}: found no private key, wanted Ed25519 in PEM") from error
+    """Read a private key that only its owner can read.
+
+    Raises: KeyFileError, OSError.
+    """
+    mode = path.stat().st_mode
+    if mode & _OTHERS:
+        raise KeyFileError(
+            f"{path}: found mode {stat.S_IMODE(mode):o}, wanted 600; others may have read this "
+            f"key: replace it, or if you are sure that nobody did: chmod 600 {path}"
+        )
+    key = _parsed(path, partial(load_pem_private_key, password=None))
     if not isinstance(key, Ed25519PrivateKey):
-        raise KeyFileError(f"{path}: found another key, wanted Ed25519: make it anew")
+        raise KeyFileError(f"{path}: found another kind of key, wanted an Ed25519 private key")
     return key
 
 
 def load_public(path: Path) -> Ed25519PublicKey:
-    """Read a public key. Raises: KeyFileError; OSError."""
-    try:
-        key = serialization.load_pem_public_key(_pem(path))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise KeyFileError(f"{path}: found no public key, wanted Ed25519 in PEM") from error
+    """Read a public key.
+
+    Raises: KeyFileError, OSError.
+    """
+    key = _parsed(path, load_pem_public_key)
     if not isinstance(key, Ed25519PublicKey):
-        raise KeyFileError(f"{path}: found another key, wanted Ed25519: ask for it again")
+        raise KeyFileError(f"{path}: found another kind of key, wanted an Ed25519 public key")
     return key
 
 
-def public_pem(key: Ed25519PublicKey) -> bytes:
-    """The public key as others keep it."""
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return key.public_bytes(serialization.Encoding.PEM, form)
-
-
 def kid(key: Ed25519PublicKey) -> str:
-    """Lower-case hex of the SHA-256 of the public key's 32 bytes: what two people read aloud."""
-    form = serialization.PublicFormat.Raw
-    return hashlib.sha256(key.public_bytes(serialization.Encoding.Raw, form)).hexdigest()
+    """A key's id: the sha256, in hex, of its 32 raw bytes."""
+    return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
 
 
-def sign(key: Ed25519PrivateKey, message: bytes) -> bytes:
-    """64 bytes of signature."""
-    return key.sign(message)
+def sign(key: Ed25519PrivateKey, payload: bytes) -> bytes:
+    """The 64 bytes of a signature. What is signed must say what it is: see trust/chain.py."""
+    return key.sign(payload)
 
 
-def verify(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
-    """Whether the key's holder signed the message."""
+def verify(key: Ed25519PublicKey, payload: bytes, signature: bytes) -> None:
+    """Return when the key has signed the payload.
+
+    Raises: SignatureError.
+    """
     try:
-        key.verify(signature, message)
+        key.verify(signature, payload)
     except InvalidSignature:
-        return False
-    return True
+        raise SignatureError(
+            f"found a signature that key {kid(key)[:16]} did not make over these bytes; "
+            "they were changed, or another key signed them"
+        ) from None
 
 
-def _pem(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MAX_PEM_BYTES)
+def _parsed(path: Path, parse: Callable[[bytes], object]) -> object:
+    try:
+        return parse(path.read_bytes())
+    except (ValueError, TypeError) as error:
+        raise KeyFileError(f"{path}: found no key ({error}), wanted one in PEM") from error
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

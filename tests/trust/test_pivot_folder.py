@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save_file
 
 from trust import pivot_folder
-from trust.keys import kid, public_pem
+from trust.keys import kid, save_public
 from trust.pivot_folder import Trust, receive
 from trust.pivot_manifest import (
     LIFETIME,
@@ -119,7 +119,7 @@ def shop(tmp_path: Path) -> Shop:
 
 @pytest.fixture
 def trust(tmp_path: Path) -> Trust:
-    (tmp_path / "pivot-signer.pem").write_bytes(public_pem(KEY.public_key()))
+    save_public(KEY.public_key(), tmp_path / "pivot-signer.pem")
     return Trust(signer=tmp_path / "pivot-signer.pem", seen=tmp_path / "state" / "seen.json")
 
 
