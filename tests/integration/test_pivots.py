@@ -10,7 +10,9 @@ from typer.testing import CliRunner, Result
 
 from cofuse.cli import app
 from cofuse.sdk import PIVOTS_SEEN, Coordinator
+from coordinator.artifacts import open_artifacts
 from coordinator.main import serving
+from coordinator.store import Store
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant.client import Client
 from participant.config import ParticipantConfig
@@ -18,7 +20,7 @@ from participant.pivots import fetch_pivot
 from protos.chunks import sha256_of
 from protos.config import TlsConfig
 from protos.errors import RemoteError
-from protos.messages import Assignment
+from protos.messages import Assignment, FileRef
 from protos.spec import RoundSpec
 from protos.tls import TlsFiles
 from tests.integration.conftest import MakeIdentity, config_at, identities_at
@@ -55,12 +57,29 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=len(tokenizer)
     )
     save_model(build_model(spec, 0), tokenizer, root / "model")
-    with serving(config_at(root, identities)) as running:
+    config = config_at(root, identities)
+    _older_release(config.data_dir, root / "model")
+    with serving(config) as running:
         hub = Hub(root, identities, running.address)
         with hub.sdk("operator", "grace") as operator:
             operator.import_pivot("pivot-0", root / "model")
             operator.import_pivot("pivot-0", root / "model")  # again: nothing changes
         yield hub
+
+
+def _older_release(data_dir: Path, model: Path) -> None:
+    """Leave two pivots, pivot-7 made from pivot-6, that nobody has signed."""
+    data_dir.mkdir()
+    store, artifacts = Store.at(data_dir / "coordinator.sqlite"), open_artifacts(data_dir, None)
+    files = []
+    for path in sorted(model.iterdir()):
+        reference = FileRef(name=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size)
+        artifacts.add(path, reference.sha256)
+        store.add_artifact(reference.sha256, "coordinator", "PIVOT", reference.size_bytes)
+        files.append(reference)
+    for name, parent in (("pivot-6", ""), ("pivot-7", "pivot-6")):
+        store.add_pivot(name=name, parent=parent, round_id="", files=files, evals_json="{}")
+    store.close()
 
 
 def test_a_researcher_gets_what_was_signed_and_the_fingerprint_is_the_keys(
@@ -146,6 +165,16 @@ def test_a_participant_takes_the_rounds_pivot_and_no_other(
 def test_rollback_and_lineage_as_they_are_typed(hub: Hub, tmp_path: Path) -> None:
     with hub.sdk("operator", "grace") as operator:
         operator.import_pivot("pivot-4", hub.root / "model")
+    back = hub.cli("operator", "rollback", "pivot-7", "--json")
+    assert back.exit_code == 0, back.output
+    made = json.loads(back.stdout.splitlines()[-1])["pivot"]
+    assert made == "pivot-8"
+    found = hub.cli("researcher", "lineage", made)
+    lines = [line.strip(" `-") for line in found.stdout.splitlines()]
+    assert [line.split()[0] for line in lines if line.startswith("pivot")] == [
+        *("pivot-8", "pivot-7", "pivot-6")
+    ]
+    assert "rollback, the files of pivot-6 again" in lines[0]
     denied = hub.cli("researcher", "rollback", "pivot-4")
     assert denied.exit_code == 1
     assert "not_allowed" in denied.output
@@ -160,6 +189,16 @@ def test_rollback_and_lineage_as_they_are_typed(hub: Hub, tmp_path: Path) -> Non
     pulled = hub.cli("researcher", "pull", "pivot-4", "--out", str(tmp_path / "p"))
     assert pulled.exit_code == 0, pulled.output
     assert (tmp_path / "p" / MANIFEST_FILE).exists()
+
+
+def test_pulling_an_older_version_must_be_meant(hub: Hub, tmp_path: Path) -> None:
+    assert hub.cli("researcher", "pull", "pivot-7", "--out", str(tmp_path / "p")).exit_code == 0
+    refused = hub.cli("researcher", "pull", "pivot-6", "--out", str(tmp_path / "p"))
+    assert refused.exit_code == 1
+    assert "older than pivot-7" in refused.output
+    assert json.loads((tmp_path / "p" / "config.json").read_text())["model_type"] == "llama"
+    words = ("pull", "pivot-6", "--older", "--out", str(tmp_path / "p"))
+    assert hub.cli("researcher", *words).exit_code == 0
 
 
 def test_with_another_signers_key_nothing_is_taken(hub: Hub, tmp_path: Path) -> None:
