@@ -7,20 +7,19 @@ coordinator.download_pivot(final.pivot_name, Path("pivot"))
 """
 
 import json
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import grpc
 
+from cofuse.pivots import PivotReceiver
 from protos.chunks import sha256_of
-from protos.errors import CofuseError, RemoteError, remote_errors
+from protos.errors import remote_errors
 from protos.messages import FileRef
 from protos.public_sets import read_evals, read_prompts
 from protos.recurring import RecurringSpec
@@ -29,8 +28,8 @@ from protos.tls import TlsFiles, dial
 from protos.transfer import Transfer
 from protos.v1 import recurring_pb2, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2
 from protos.v1 import research_pb2 as pb
-from trust.pivot_folder import Trust, receive, receive_manifest
-from trust.pivot_manifest import SIGNER_FILE, Manifest, ManifestError
+from trust.pivot_folder import Trust
+from trust.pivot_manifest import SIGNER_FILE, Manifest
 
 PIVOTS_SEEN: Final = "pivots-seen.json"
 """Beside the key: which pivots were accepted, so that an older one is noticed."""
@@ -123,7 +122,8 @@ class Coordinator:
         self._research = research_pb2_grpc.ResearchStub(self._channel)
         self._recurring = recurring_pb2_grpc.RecurringStub(self._channel)
         self._transfer = Transfer(self._channel, patience_s=_PATIENCE_S)
-        self._trust = Trust(signer=ca.with_name(SIGNER_FILE), seen=key.with_name(PIVOTS_SEEN))
+        trust = Trust(signer=ca.with_name(SIGNER_FILE), seen=key.with_name(PIVOTS_SEEN))
+        self._pivots = PivotReceiver(lambda name: self.pivot(name).files, self._transfer.get, trust)
 
     def __enter__(self) -> "Coordinator":
         return self
@@ -282,32 +282,18 @@ class Coordinator:
             older version of the lineage than one that was accepted is meant.
         Raises: RemoteError (untrusted_pivot: manifest, signer, version, time or a file is wrong).
         """
-        trust, folder = replace(self._trust, older=older), folder.resolve()
-        with _believed():
-            receive(name, self.pivot(name).files, self._transfer.get, folder, trust)
-        return folder
+        return self._pivots.download(name, folder, older=older)
 
     def manifest(self, name: str) -> Manifest:
         """Return what the coordinator signed of a pivot, checked. Raises: as download_pivot."""
-        trust = replace(self._trust, older=True)
-        with _believed(), tempfile.TemporaryDirectory() as folder:
-            return receive_manifest(
-                name, self.pivot(name).files, self._transfer.get, Path(folder), trust
-            )
+        return self._pivots.manifest(name)
 
     def lineage(self, name: str) -> list[Manifest]:
         """Return the manifests from the first pivot of a lineage to this one, each checked.
 
         Raises: as download_pivot, also when a parent is not the one that its child names.
         """
-        line = [self.manifest(name)]
-        while (parent := line[0].parent) is not None:
-            found = self.manifest(parent.name)
-            if found.content_sha256 != parent.content_sha256 or found.root != line[0].root:
-                says = f"{parent.name} is not the pivot that {line[0].name} was made from"
-                raise RemoteError("untrusted_pivot", str(CofuseError("untrusted_pivot", says)))
-            line.insert(0, found)
-        return line
+        return self._pivots.lineage(name)
 
     def roll_back_pivot(self, name: str) -> Pivot:
         """Publish a pivot's parent once more, as the newest (operators); return it."""
@@ -319,15 +305,6 @@ class Coordinator:
         sha256 = sha256_of(path)
         self._transfer.put(path, sha256, kind)
         return sha256
-
-
-@contextmanager
-def _believed() -> Iterator[None]:
-    try:
-        yield
-    except ManifestError as error:
-        refusal = CofuseError("untrusted_pivot", str(error).rstrip("."))
-        raise RemoteError("untrusted_pivot", str(refusal)) from error
 
 
 def _round(row: pb.Round) -> Round:

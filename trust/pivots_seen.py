@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trust.pivot_manifest import Manifest, ManifestError, Name, Sha256, Time
+from trust.pivot_manifest import Manifest, ManifestError, Name, Sha256
 
 MAX_SEEN_BYTES: Final = 16 << 20
 
@@ -22,19 +22,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _Accepted(_Strict):
-    """What was accepted under one name."""
-
-    content_sha256: Sha256
-    issued: Time
-
-
 class _Lineage(_Strict):
     """One signer's pivots of one root."""
 
     version: int = Field(ge=0)
     """The highest."""
-    pivots: dict[Name, _Accepted]
+    pivots: dict[Name, Sha256]
+    """Each one's content_sha256."""
 
 
 class _Seen(_Strict):
@@ -46,7 +40,7 @@ def check_seen(path: Path, manifest: Manifest, *, older: bool = False) -> None:
     """Refuse a pivot that takes us back, or that is another one than we know by its name.
 
     Args: path: the file of note_seen; none yet is no objection. older: our keeper means it: an
-        older version is let through, but not another content and not an older issue.
+        older version is let through, but never another content.
     Raises: ManifestError.
     """
     lineage = _read(path).lineages.get(_key(manifest))
@@ -58,17 +52,11 @@ def check_seen(path: Path, manifest: Manifest, *, older: bool = False) -> None:
             "take the newest, or say that the older one is meant (pull --older; older_pivots in "
             "participant.toml)"
         )
-    known = lineage.pivots.get(manifest.name)
-    if known is not None and known.content_sha256 != manifest.content_sha256:
+    known = lineage.pivots.get(manifest.name, manifest.content_sha256)
+    if known != manifest.content_sha256:
         raise ManifestError(
             f"two different pivots bear the name {manifest.name}: accepted was content "
-            f"{known.content_sha256[:16]}, found {manifest.content_sha256[:16]}: use neither, and "
-            "tell the operator"
-        )
-    if known is not None and known.issued > manifest.issued:
-        raise ManifestError(
-            f"{manifest.name}: its manifest is of {manifest.issued}, one of {known.issued} was "
-            "accepted before: fetch it again"
+            f"{known[:16]}, found {manifest.content_sha256[:16]}: use neither, and tell the operator"
         )
 
 
@@ -78,10 +66,9 @@ def note_seen(path: Path, manifest: Manifest) -> None:
     with _alone(path):
         seen, key = _read(path), _key(manifest)
         before = seen.lineages.get(key, _Lineage(version=0, pivots={}))
-        accepted = _Accepted(content_sha256=manifest.content_sha256, issued=manifest.issued)
         after = _Lineage(
             version=max(before.version, manifest.version),
-            pivots={**before.pivots, manifest.name: accepted},
+            pivots={**before.pivots, manifest.name: manifest.content_sha256},
         )
         if after != before:
             _write(path, _Seen(lineages={**seen.lineages, key: after}))
