@@ -56,7 +56,7 @@ def check_seen(path: Path, manifest: Manifest, *, older: bool = False) -> None:
     if known != manifest.content_sha256:
         raise ManifestError(
             f"two different pivots bear the name {manifest.name}: accepted was content "
-            f"{known[:16]}, found {manifest.content_sha256[:16]}: use neither, and tell the operator"
+            f"{known[:16]}, found {manifest.content_sha256[:16]}: use neither, tell the operator"
         )
 
 
