@@ -167,7 +167,8 @@ class Participant:
             report = self._worker.report(assignment, "refused", detail=str(error))
         except ManifestError as error:
             _LOG.critical("%s: the pivot is refused: %s", assignment.round_id, error)
-            report = self._worker.report(assignment, "refused", detail=f"the pivot: {error}"[:2000])
+            words = "the round's pivot is not to be believed; its keeper finds why in the local log"
+            report = self._worker.report(assignment, "refused", detail=words)  # no paths of ours
         except Stopped:
             return  # it stays in the spool, or is dropped at the next step
         except Exception as error:
