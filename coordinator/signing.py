@@ -73,6 +73,8 @@ class Signer:
         """
         files = [file for file in row.files if file.name != MANIFEST_FILE]
         try:
+            if len({file.name for file in files}) < len(files):
+                raise ManifestError("a name comes twice among its files")
             check_contents({file.name: self._artifacts.path(file.sha256) for file in files})
             return (*files, self._keep(self._describe(row, files)))
         except (ManifestError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Every pivot has a manifest that counts today, and says of the pivot what it said at first."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -165,6 +166,13 @@ def test_nothing_is_signed_that_a_receiver_would_refuse(
     )
     with pytest.raises(CofuseError, match=says):
         hub.signer.sign(row)
+
+
+def test_a_name_twice_is_not_signed(hub: Hub) -> None:
+    row = hub.store.pivot("pivot-0")
+    twice = replace(row, files=(*row.files, *hub.files(8.0)))
+    with pytest.raises(CofuseError, match="comes twice"):
+        hub.signer.sign(twice)
 
 
 def test_the_way_back_is_a_new_number_with_the_old_files(hub: Hub) -> None:
