@@ -18,6 +18,7 @@ import grpc
 from cofuse.sdk import Coordinator, Pivot
 from protos.chunks import sha256_of
 from protos.errors import RemoteError
+from trust.pivot_manifest import MANIFEST_FILE
 
 LOOK_S: Final = 0.1
 AWAY_S: Final = 120.0
@@ -129,7 +130,7 @@ class Witness:
     def _read(self, pivot: Pivot, folder: Path) -> bool:
         """Whether the pivot could be looked at; what is wrong with it is noted."""
         try:
-            self._coordinator.download_pivot(pivot.name, folder)
+            self._coordinator.download_pivot(pivot.name, folder, older=True)
         except RemoteError as error:
             if error.error_id in ("unreachable", "stalled"):
                 return False
@@ -146,7 +147,7 @@ def _unlike_its_sums(folder: Path) -> list[str]:
     """Files that SHA256SUMS names and that are not so, and files that it does not name."""
     lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     told = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    here = {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
+    here = {path.name for path in folder.iterdir()} - {"SHA256SUMS", MANIFEST_FILE}
     wrong = [
         name for name in sorted(told) if name in here and sha256_of(folder / name) != told[name]
     ]

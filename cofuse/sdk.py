@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import grpc
 
+from cofuse.pivots import PivotReceiver
 from protos.chunks import sha256_of
 from protos.errors import remote_errors
 from protos.messages import FileRef
@@ -27,7 +28,11 @@ from protos.tls import TlsFiles, dial
 from protos.transfer import Transfer
 from protos.v1 import recurring_pb2, recurring_pb2_grpc, research_pb2_grpc, transfer_pb2
 from protos.v1 import research_pb2 as pb
+from trust.pivot_folder import Trust
+from trust.pivot_manifest import SIGNER_FILE, Manifest
 
+PIVOTS_SEEN: Final = "pivots-seen.json"
+"""Beside the key: which pivots were accepted, so that an older one is noticed."""
 FINAL: Final = frozenset({"PUBLISHED", "REJECTED", "FAILED", "CANCELLED", "EXPIRED"})
 _RECONNECT_S: Final = 0.5
 _PATIENCE_S: Final = 30.0
@@ -109,10 +114,16 @@ class Coordinator:
     """A connection under one identity. Every call repeats safely."""
 
     def __init__(self, address: str, *, ca: Path, certificate: Path, key: Path) -> None:
+        """Args: ca: beside it lies the key that pivots are signed with, pivot-signer.pem.
+
+        key: beside it is kept which pivots were accepted.
+        """
         self._channel = dial(address, TlsFiles(ca=ca, certificate=certificate, key=key))
         self._research = research_pb2_grpc.ResearchStub(self._channel)
         self._recurring = recurring_pb2_grpc.RecurringStub(self._channel)
         self._transfer = Transfer(self._channel, patience_s=_PATIENCE_S)
+        trust = Trust(signer=ca.with_name(SIGNER_FILE), seen=key.with_name(PIVOTS_SEEN))
+        self._pivots = PivotReceiver(lambda name: self.pivot(name).files, self._transfer.get, trust)
 
     def __enter__(self) -> "Coordinator":
         return self
@@ -264,12 +275,30 @@ class Coordinator:
         with remote_errors():
             return _pivot(self._research.ImportPivot(pb.Pivot(name=name, files=files)))
 
-    def download_pivot(self, name: str, folder: Path) -> Path:
-        """Write a pivot's files to `folder`, checking each digest; return the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in self.pivot(name).files:
-            self._transfer.get(file, folder)
-        return folder
+    def download_pivot(self, name: str, folder: Path, *, older: bool = False) -> Path:
+        """Bring a pivot to `folder` if all of it is what the coordinator signed; return the folder.
+
+        Args: folder: a pivot in it is replaced, and stays when the new one is refused. older: an
+            older version of the lineage than one that was accepted is meant.
+        Raises: RemoteError (untrusted_pivot: manifest, signer, version, time or a file is wrong).
+        """
+        return self._pivots.download(name, folder, older=older)
+
+    def manifest(self, name: str) -> Manifest:
+        """Return what the coordinator signed of a pivot, checked. Raises: as download_pivot."""
+        return self._pivots.manifest(name)
+
+    def lineage(self, name: str) -> list[Manifest]:
+        """Return the manifests from the first pivot of a lineage to this one, each checked.
+
+        Raises: as download_pivot, also when a parent is not the one that its child names.
+        """
+        return self._pivots.lineage(name)
+
+    def roll_back_pivot(self, name: str) -> Pivot:
+        """Publish a pivot's parent once more, as the newest (operators); return it."""
+        with remote_errors():
+            return _pivot(self._research.RollbackPivot(pb.RollbackPivotRequest(name=name)))
 
     def upload(self, path: Path, kind: transfer_pb2.ArtifactKind) -> str:
         """Put a file unless it is there; return its sha256. A broken upload resumes."""

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import safe_open
-
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
@@ -29,6 +27,7 @@ from protos.v1 import fleet_pb2_grpc
 from trust.anchors import is_head
 from trust.ca import public_key_bytes
 from trust.chain import START, Head
+from trust.safetensors_header import read_header
 
 _LOG = logs.logger("coordinator.fleet_service")
 MISSED_BEATS: Final = 3
@@ -268,5 +267,4 @@ def _seen(beat: pb.Beat) -> Seen:
 
 
 def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(weights, framework="numpy") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return {name: entry.shape for name, entry in read_header(weights).tensors.items()}

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.artifacts import Artifacts
+from coordinator.clock import now_unix_ms
 from coordinator.fuse_job import FuseJob, Fusion, JobFailedError, JobLostError
 from coordinator.happenings import Broke, Fused, Worked
 from coordinator.round_state import Fuse
 from coordinator.rounds import FINAL, IllegalTransitionError, State
-from coordinator.store import Store
+from coordinator.signing import Sign
+from coordinator.store import PivotRow, Store
 from protos.chunks import sha256_of
 from protos.messages import FileRef
 from protos.spec import RoundSpec
@@ -28,10 +30,14 @@ class Fusions:
     worker has finished, the next one of the same round finds.
     """
 
-    def __init__(self, root: Path, store: Store, artifacts: Artifacts, *, workers: int) -> None:
+    def __init__(
+        self, root: Path, store: Store, artifacts: Artifacts, sign: Sign, *, workers: int
+    ) -> None:
+        """Args: sign: completes a new pivot's files with its manifest."""
         self._jobs = root / "jobs"
         self._store = store
         self._artifacts = artifacts
+        self._sign = sign
         self._workers = workers
         self._begun: set[Fuse] = set()
         self._fusion: Fusion | None = None
@@ -152,10 +158,18 @@ class Fusions:
             self._store.add_artifact(reference.sha256, "coordinator", "PIVOT", reference.size_bytes)
             files.append(reference)
             self._store.step(duty.round_id, Worked(duty.attempt))  # large files take their time
+        row = PivotRow(
+            name=job.pivot_name,
+            parent=job.spec.pivot,
+            round_id=duty.round_id,
+            files=tuple(files),
+            evals_json=(job.result / "evals.json").read_text(encoding="utf-8"),
+            created_unix_ms=now_unix_ms(),
+        )
         self._store.publish(
             duty.round_id,
             duty.attempt,
-            parent=job.spec.pivot,
-            files=files,
-            evals_json=(job.result / "evals.json").read_text(encoding="utf-8"),
+            parent=row.parent,
+            files=self._sign(row),
+            evals_json=row.evals_json,
         )

@@ -30,6 +30,7 @@ from coordinator.research_service import ResearchService
 from coordinator.revocations import Revocations
 from coordinator.scheduler import Scheduler
 from coordinator.serving import GrpcServer
+from coordinator.signing import Signer, ensure_key
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
 from coordinator.transfer_service import TransferService
@@ -76,6 +77,7 @@ class _Parts:
     presence: Presence
     health: Health
     members: Members
+    signer: Signer
 
 
 @contextlib.contextmanager
@@ -90,6 +92,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
     with ExitStack() as stack:
         with _told("tls"):
             config.tls.files().read()  # its errors name the file; the libraries' do not
+            signing_key = ensure_key(config.tls.key, config.tls.ca)
         if config.authority is not None:
             with _told("authority"):
                 (config.authority / AUTHORITY_KEY).read_bytes()
@@ -104,7 +107,12 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             auditor = Auditor(store, config.data_dir)
         auditor.start()
         stack.callback(auditor.stop)
-        upkeep = Upkeep(artifacts, store, config.data_dir / "artifacts" / "scrubbed")
+        with _told("tls"):
+            signer = Signer(store, artifacts, signing_key)
+        signer.renew()  # before anybody asks: pivots of an older release have no manifest
+        upkeep = Upkeep(
+            artifacts, store, config.data_dir / "artifacts" / "scrubbed", renew=signer.renew
+        )
         upkeep.start()
         stack.callback(upkeep.stop)
         members = Members(Revocations(store.database))
@@ -115,7 +123,13 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         stack.callback(engine.stop)
         presence = Presence(lambda round_id: waited_for(store, round_id), wave=config.wave)
         scheduler = Scheduler(
-            config.data_dir, store, artifacts, engine, presence, fuse_workers=config.fuse_workers
+            config.data_dir,
+            store,
+            artifacts,
+            engine,
+            presence,
+            signer.sign,
+            fuse_workers=config.fuse_workers,
         )
         health = Health(
             {"database": store.check_writable, "artifacts": artifacts.check_writable},
@@ -130,7 +144,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         enroll = EnrollService(
             Invitations(store.database), config.tls.ca, config.authority, config.certificate_days
         )
-        parts = _Parts(config, store, artifacts, engine, presence, health, members)
+        parts = _Parts(config, store, artifacts, engine, presence, health, members, signer)
         server = _server(parts, enroll)
         roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
         roll.start()
@@ -181,6 +195,7 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
     research = ResearchService(
         store,
         artifacts,
+        parts.signer,
         auto_approve=config.approval == "auto",
         online=lambda: _online(store, parts.presence),
         stopping=parts.health.stopping,

@@ -22,6 +22,7 @@ from coordinator.tables import (
 from protos.errors import CofuseError
 from protos.messages import FileRef
 from trust.chain import Entry
+from trust.pivot_manifest import MANIFEST_FILE
 
 
 def round_number(round_id: str) -> int:
@@ -130,7 +131,7 @@ def put_pivot(
     files_json = json.dumps([file.model_dump() for file in files])
     found = db.execute(select(PIVOTS).where(PIVOTS.c.name == name)).mappings().first()
     if found is not None:
-        if found["files_json"] != files_json:
+        if _content(pivot_row(found).files) != _content(files):
             raise CofuseError("bad_request", f"{name} exists with other files")
         return
     kept = db.scalar(select(ROUNDS.c.number).where(ROUNDS.c.pivot_name == name))
@@ -142,6 +143,19 @@ def put_pivot(
     act = "pivot.published" if round_id else "pivot.imported"
     data = {"parent": parent, "round": round_id, "files": {f.name: f.sha256 for f in files}}
     record(db, Entry(actor=by, act=act, obj=name, data=data))
+
+
+def _content(files: Sequence[FileRef]) -> set[FileRef]:
+    """Files without the manifest, of which each issue is another file."""
+    return {file for file in files if file.name != MANIFEST_FILE}
+
+
+def put_manifest(db: Connection, name: str, manifest: FileRef) -> None:
+    """Let a stored pivot have another manifest file; nothing else of it changes."""
+    found = db.execute(select(PIVOTS).where(PIVOTS.c.name == name)).mappings().one()
+    kept = [file for file in pivot_row(found).files if file.name != MANIFEST_FILE]
+    files_json = json.dumps([file.model_dump() for file in (*kept, manifest)])
+    db.execute(update(PIVOTS).where(PIVOTS.c.name == name).values({"files_json": files_json}))
 
 
 def plain(text: str) -> str:

@@ -12,6 +12,7 @@ from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
 from coordinator.rounds import FINAL, Event, IllegalTransitionError
+from coordinator.signing import Signer
 from coordinator.store import PivotRow, RoundRow, Store
 from coordinator.why import Seen, explain
 from protos.errors import CofuseError, abort
@@ -33,6 +34,7 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         self,
         store: Store,
         artifacts: Artifacts,
+        signer: Signer,
         *,
         auto_approve: bool,
         online: Callable[[], set[int]],
@@ -40,6 +42,7 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
     ) -> None:
         self._store = store
         self._artifacts = artifacts
+        self._signer = signer
         self._auto_approve = auto_approve
         self._online = online
         self._stopping = stopping or threading.Event()
@@ -160,11 +163,19 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
                     raise CofuseError(
                         "bad_request", f"{file.name}: found {file.size_bytes} bytes, wanted {size}"
                     )
-            row = self._store.add_pivot(
+            row = PivotRow(
                 name=request.name,
                 parent="",
                 round_id="",
                 files=files,
+                evals_json="{}",
+                created_unix_ms=now_unix_ms(),
+            )
+            row = self._store.add_pivot(
+                name=row.name,
+                parent="",
+                round_id="",
+                files=self._signer.sign(row),
                 evals_json="{}",
                 by=caller(context).uri,
             )
@@ -173,6 +184,13 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
             abort(context, error)
         except ValidationError as error:  # a file name or digest that is none
             abort(context, CofuseError("bad_request", f"files: {first_message(error)}"))
+
+    def RollbackPivot(self, request: pb.RollbackPivotRequest, context: Any) -> pb.Pivot:
+        """Publish a pivot's parent once more, as the newest of the lineage."""
+        try:
+            return _pivot(self._signer.roll_back(request.name))
+        except CofuseError as error:
+            abort(context, error)
 
     def GetPivot(self, request: pb.GetPivotRequest, context: Any) -> pb.Pivot:
         """One pivot's manifest."""

@@ -22,6 +22,7 @@ from coordinator.presence import Presence
 from coordinator.recurring import Standing
 from coordinator.round_state import Deliver, Fuse
 from coordinator.rounds import duties
+from coordinator.signing import Sign
 from coordinator.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Scheduler:
         artifacts: Artifacts,
         engine: Engine,
         presence: Presence,
+        sign: Sign,
         *,
         fuse_workers: int = 0,
     ) -> None:
@@ -56,7 +58,7 @@ class Scheduler:
         self._deliveries = Deliveries(store, artifacts, engine, presence)
         # One more than cores: of three runs on two cores, none waits for another to end.
         workers = fuse_workers or (os.cpu_count() or 1) + 1
-        self._fusions = Fusions(root, store, artifacts, workers=workers)
+        self._fusions = Fusions(root, store, artifacts, sign, workers=workers)
 
     def run(self) -> None:
         """Look after every active round until stop() is called."""

@@ -32,7 +32,9 @@ from coordinator.queries import (
     find_contributions,
     find_round,
     names_in,
+    next_pivot_name,
     pivot_row,
+    put_manifest,
     put_pivot,
     round_row,
     tell,
@@ -398,6 +400,16 @@ class Store:
             name = find_round(db, round_id).pivot_name
             put_pivot(db, name, parent, round_id, files, evals_json)
             return after
+
+    def replace_manifest(self, name: str, manifest: FileRef) -> None:
+        """Let a pivot have a manifest that was issued again."""
+        with self._write() as db:
+            put_manifest(db, name, manifest)
+
+    def free_pivot_name(self) -> str:
+        """A name that no pivot and no round has taken yet."""
+        with self.database.read() as db:
+            return next_pivot_name(db)
 
     def pivot(self, name: str) -> PivotRow:
         """One pivot.

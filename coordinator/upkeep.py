@@ -91,8 +91,18 @@ def scrub(artifacts: Artifacts, stop: threading.Event, *, share: float = _SCRUB_
 class Upkeep:
     """A thread that does both on time."""
 
-    def __init__(self, artifacts: Artifacts, store: Store, stamp: Path) -> None:
-        """Args: stamp: a file whose age is that of the last whole scrub, across restarts."""
+    def __init__(
+        self,
+        artifacts: Artifacts,
+        store: Store,
+        stamp: Path,
+        renew: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Args: stamp: a file whose age is that of the last whole scrub, across restarts.
+
+        renew: called before all else, each time: what nobody refers to any more goes then.
+        """
+        self._renew = renew
         self._artifacts = artifacts
         self._store = store
         self._stamp = stamp
@@ -111,6 +121,7 @@ class Upkeep:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
+                self._renew()
                 self._artifacts.drop_partials(older_than_s=PARTIAL_S)
                 collect_garbage(
                     self._artifacts, lambda: references(self._store), self._store.forget_artifact

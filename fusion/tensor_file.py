@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.contribution import CODEC_VERSION, ContributionError
+from trust.safetensors_header import HeaderError, TensorEntry, read_header
 
-MAX_HEADER_BYTES: Final = 1 << 24
 _DTYPES: Final[Mapping[str, str]] = {
     "I64": "int64",
     "F32": "float32",
@@ -28,6 +28,7 @@ _DTYPES: Final[Mapping[str, str]] = {
     "U16": "uint16",
     "U8": "uint8",
 }
+_METADATA: Final = ("format", "header")
 _NAMES: Final = {name: code for code, name in _DTYPES.items()}
 _UNREADABLE: Final = (
     ValueError,
@@ -142,31 +143,16 @@ class TensorFile(Generic[_Header]):
 
     def __init__(self, path: Path, header_type: type[_Header]) -> None:
         """Read dtypes, shapes and header, and touch no array. Raises: ContributionError."""
-        self.path, size = path, path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or (length <= MAX_HEADER_BYTES and size < 8 + length):
-                raise truncated(size, 8 + length)
-            if length > MAX_HEADER_BYTES:
-                raise malformed(f"the file's header claims {length} bytes")
-            raw = file.read(length)
-        self._start = 8 + length
+        self.path = path
         try:
-            table = json.loads(raw)
-            metadata = table.pop("__metadata__")
-            self.arrays = {name: _entry(entry) for name, entry in table.items()}
-            self.header = _parse_header(metadata, header_type)
+            found = read_header(path, metadata=_METADATA)
+            self._start = found.data_start
+            self.arrays = {name: _entry(entry) for name, entry in found.tensors.items()}
+            self.header = _parse_header(found.metadata, header_type)
+        except HeaderError as error:
+            raise (truncated if error.code == "truncated" else malformed)(str(error)) from error
         except _UNREADABLE as error:
             raise malformed(f"unreadable header ({type(error).__name__}: {error})") from error
-        end = 0
-        for name, entry in sorted(self.arrays.items(), key=lambda i: (i[1].begin, i[1].end)):
-            if entry.begin != end:
-                raise malformed(f"{name} starts at byte {entry.begin}, the arrays before end {end}")
-            end = entry.end
-        if size < self._start + end:
-            raise truncated(size, self._start + end)
-        if size > self._start + end:
-            raise malformed(f"{size - self._start - end} bytes after the last array")
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Read rows start..stop-1 of an array; all of it when not told."""
@@ -179,19 +165,13 @@ class TensorFile(Generic[_Header]):
             file.seek(self._start + entry.begin + start * entry.row_bytes)
             values = np.fromfile(file, entry.dtype, math.prod(shape))
         if values.size != math.prod(shape):
-            raise truncated(self.path.stat().st_size, self._start + entry.end)
+            size = self.path.stat().st_size
+            raise truncated(f"{size} bytes, its header promises {self._start + entry.end}")
         return values.reshape(shape if entry.shape else ())
 
 
-def _entry(entry: Mapping[str, Any]) -> Entry:
-    begin, end = entry["data_offsets"]
-    numbers = [begin, end, *entry["shape"]]
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError(f"places and shapes are whole numbers, not {numbers[:12]}")
-    found = Entry(_DTYPES[entry["dtype"]], tuple(entry["shape"]), begin)
-    if found.end != end:
-        raise ValueError(f"{end - begin} bytes for {found.dtype} {found.shape}")
-    return found
+def _entry(found: TensorEntry) -> Entry:
+    return Entry(_DTYPES[found.dtype], found.shape, found.begin)
 
 
 def _parse_header(metadata: Mapping[str, str], header_type: type[_Header]) -> _Header:
@@ -215,8 +195,6 @@ def malformed(found: str) -> ContributionError:
     return ContributionError("malformed", f"{found}: export the contribution again")
 
 
-def truncated(found: int, wanted: int) -> ContributionError:
+def truncated(found: str) -> ContributionError:
     """Say that a file ends early."""
-    return ContributionError(
-        "truncated", f"{found} bytes, its header promises {wanted}: upload the file again"
-    )
+    return ContributionError("truncated", f"{found}: upload the file again")

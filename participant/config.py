@@ -51,6 +51,8 @@ class ParticipantConfig(StrictConfig):
     policy: Path
     threads: int = Field(default=1, ge=1)
     """CPU threads of the trainer."""
+    older_pivots: bool = False
+    """Whether a round may start from an older pivot of a lineage than one that was taken before."""
     min_free_mb: int = Field(default=256, ge=0)
     """Free disk space, in MB, below which no new work is begun: logs and spool need the rest."""
     model: ModelConfig

@@ -39,6 +39,7 @@ from protos.process import die_with_parent, on_stop_signal
 from protos.v1 import fleet_pb2 as pb
 from trust.chain import AuditError, Head
 from trust.keys import KeyFileError
+from trust.pivot_manifest import ManifestError
 
 VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
@@ -175,6 +176,10 @@ class Participant:
             report = entry.report or self._do(entry, should_stop)
         except PolicyRefusalError as error:
             report = self._worker.refuse(assignment, str(error))
+        except ManifestError as error:
+            _LOG.critical("%s: the pivot is refused: %s", assignment.round_id, error)
+            words = "the round's pivot is not to be believed; its keeper finds why in the local log"
+            report = self._worker.refuse(assignment, words)  # no paths of ours
         except Stopped:
             return  # it stays in the spool, or is dropped at the next step
         except Exception as error:

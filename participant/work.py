@@ -16,6 +16,7 @@ from participant.export import (
     grown_folder,
     score,
 )
+from participant.pivots import fetch_pivot
 from participant.policy import Policy, check_positions
 from participant.spool import Entry, Spool
 from participant.stages.cpt import Expert, describe
@@ -45,7 +46,7 @@ class Worker:
         """Make the contribution unless it is made, ship it, and report.
 
         Raises: Stopped, when should_stop said so; the work goes on at the next call.
-            PolicyRefusalError, RemoteError, CorpusError, OSError.
+            PolicyRefusalError, ManifestError, RemoteError, CorpusError, OSError.
         """
         assignment = entry.assignment
         self._tell("round", {"round": assignment.round_id, "status": "working"})
@@ -114,8 +115,7 @@ class Worker:
         files = self._config.data_dir / "rounds" / assignment.round_id
         spec, prompts = assignment.spec, None
         if spec.trains_locally or spec.ship_share < 1:
-            for reference in assignment.pivot:
-                client.fetch(reference, files / "pivot")
+            fetch_pivot(self._config, assignment, client, files / "pivot")
         if assignment.prompts is not None:
             prompts = client.fetch(assignment.prompts, files)
         training = LocalTraining(

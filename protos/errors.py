@@ -57,6 +57,9 @@ CATALOGUE: Final[dict[str, Entry]] = {
         _S.NOT_FOUND, "let it join first (cofuse participant up), or leave it out of the spec"
     ),
     "unknown_artifact": Entry(_S.NOT_FOUND, "upload the file first; check its sha256"),
+    "untrusted_pivot": Entry(
+        _S.DATA_LOSS, "do not use it, keep the pivot you have, and tell the operator"
+    ),
     "wrong_state": Entry(_S.FAILED_PRECONDITION, "look at the round with: cofuse round show ID"),
     "wrong_offset": Entry(_S.FAILED_PRECONDITION, "ask Stat where to go on, and go on there"),
     "wrong_digest": Entry(

@@ -17,7 +17,7 @@ Identity = Annotated[
     typer.Option(
         "--identity",
         envvar="COFUSE_IDENTITY",
-        help="Folder with ca.pem, certificate.pem and key.pem.",
+        help="Folder with ca.pem, pivot-signer.pem, certificate.pem and key.pem.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]

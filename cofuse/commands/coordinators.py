@@ -28,9 +28,11 @@ def init(
     ] = "",
     ops_listen: Annotated[str, typer.Option(help="Monitoring; loopback only.")] = "127.0.0.1:7442",
 ) -> None:
-    """Make the certificate authority, the server's certificate and coordinator.toml."""
+    """Make the certificate authority, the key that signs pivots, and coordinator.toml."""
+    from coordinator.signing import ensure_key
     from protos.config import toml_text
     from trust.ca import create_authority, fingerprint, new_identity, sign_request
+    from trust.keys import kid, load_private
 
     try:
         create_authority(home / "ca", "cofuse")
@@ -52,7 +54,9 @@ def init(
         "tls": {"ca": "ca/ca.pem", "certificate": "tls/certificate.pem", "key": "tls/key.pem"},
     }
     (home / "coordinator.toml").write_text(toml_text(settings), encoding="utf-8")
+    signing_key = ensure_key(home / "tls" / "key.pem", home / "ca" / "ca.pem")
     typer.echo(f"authority {fingerprint((home / 'ca' / 'ca.pem').read_bytes())}")
+    typer.echo(f"pivot signer {kid(load_private(signing_key).public_key())}")
     typer.echo(f"start it with: cofuse coordinator up {home}", err=True)
 
 
@@ -64,7 +68,7 @@ def sign(
     name: Annotated[str, typer.Option(help="The name you mean to admit.")],
     days: Annotated[int, typer.Option(min=1)] = 365,
 ) -> None:
-    """Issue the certificate of a request; print it. Send ca/ca.pem along."""
+    """Issue the certificate of a request; print it. Send ca/*.pem along."""
     from trust.ca import IdentityError, sign_request
 
     known: Any = role

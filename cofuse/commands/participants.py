@@ -65,7 +65,9 @@ def init(
         f"send {home / 'request.csr'} to the operator; put what comes back here as", err=True
     )
     typer.echo(
-        "certificate.pem and ca.pem; read policy.toml: nothing leaves until you allow it", err=True
+        "certificate.pem, ca.pem and pivot-signer.pem; read policy.toml: nothing leaves until you "
+        "allow it",
+        err=True,
     )
     typer.echo(f"then start with: cofuse participant up {home}", err=True)
 

@@ -7,8 +7,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from cofuse.commands.connection import At, Identity, Json, connected, fail
+from trust.pivot_manifest import Manifest
 
-app = typer.Typer(no_args_is_help=True, help="List, pull and push pivots; let one write prompts.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, pull, push and undo pivots; let one write prompts."
+)
 PivotName = Annotated[str, typer.Argument(help='"pivot-0", "pivot-1", ...')]
 
 
@@ -31,10 +34,54 @@ def pull(
     at: At,
     identity: Identity,
     out: Annotated[Path | None, typer.Option(help="Folder; default: the pivot's name.")] = None,
+    older: Annotated[
+        bool, typer.Option("--older", help="I mean this version, though I have had a later one.")
+    ] = False,
 ) -> None:
-    """Download a pivot directory, checking every digest; print the folder."""
+    """Download a pivot, if all of it is what the coordinator signed; print the folder.
+
+    Signature, version, expiry and every file's digest are checked before anything reads a file; a
+    pivot that was in the folder stays when the new one is refused.
+    """
     with connected(at, identity) as coordinator:
-        typer.echo(coordinator.download_pivot(name, out or Path(name)))
+        typer.echo(coordinator.download_pivot(name, out or Path(name), older=older))
+
+
+@app.command()
+def lineage(name: PivotName, at: At, identity: Identity, as_json: Json = False) -> None:
+    """Show what a pivot was made from, back to the first one, each signature checked."""
+    with connected(at, identity) as coordinator:
+        line = coordinator.lineage(name)
+    for depth, manifest in enumerate(reversed(line)):
+        lead = "   " * (depth - 1) + "`- " if depth else ""
+        for text in _told(manifest):
+            typer.echo(lead + text, err=as_json)
+            lead = "   " * depth
+    if as_json:
+        rows = [{**json.loads(m.model_dump_json()), "content": m.content_sha256} for m in line]
+        typer.echo(json.dumps({"ok": True, "lineage": rows}))
+
+
+@app.command()
+def rollback(name: PivotName, at: At, identity: Identity, as_json: Json = False) -> None:
+    """Publish what a pivot was made from once more, as the newest (operators); print its name."""
+    with connected(at, identity) as coordinator:
+        made = coordinator.roll_back_pivot(name)
+    typer.echo(made.name, err=as_json)
+    if as_json:
+        typer.echo(json.dumps({"ok": True, "pivot": made.name, "instead_of": name}))
+
+
+def _told(manifest: Manifest) -> list[str]:
+    """The lines of one pivot in a lineage: itself, its scores, and what went into it."""
+    origin = f" in {manifest.round_id}" if manifest.round_id else ""
+    again = f", the files of {manifest.restores} again" if manifest.restores else ""
+    head = f"{manifest.name}  {manifest.created}  {manifest.method}{origin}{again}"
+    inputs = [
+        f"  + {part.participant}  {part.size_bytes:,} bytes  sha256 {part.sha256[:16]}"
+        for part in manifest.inputs
+    ]
+    return [head, f"  content {manifest.content_sha256[:16]}, until {manifest.expires}", *inputs]
 
 
 @app.command()

@@ -16,9 +16,11 @@ from types import TracebackType
 from typing import Any, Final
 
 from cofuse.sdk import Coordinator
+from coordinator.signing import ensure_key
 from protos.config import toml_text
 from protos.process import end, spawn
 from trust.ca import create_authority, new_identity, sign_request
+from trust.pivot_manifest import SIGNER_FILE
 
 READY_S: Final = 60.0
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -68,7 +70,9 @@ class Federation:
     def init(self) -> None:
         """Make the authority, the coordinator's identity, and one operator and one researcher."""
         create_authority(self._folder / "coordinator" / "ca", "cofuse-demo")
-        self._identity("coordinator", "coordinator", self._folder / "coordinator" / "tls")
+        tls = self._folder / "coordinator" / "tls"
+        self._identity("coordinator", "coordinator", tls)
+        ensure_key(tls / "key.pem", self._folder / "coordinator" / "ca" / "ca.pem")
         for role in ("operator", "researcher"):
             self._identity(role, f"demo-{role}", self._folder / role)
 
@@ -187,7 +191,9 @@ class Federation:
         authority = self._folder / "coordinator" / "ca"
         certificate = sign_request(authority, request, role=role, name=name)
         (home / "certificate.pem").write_bytes(certificate)
-        (home / "ca.pem").write_bytes((authority / "ca.pem").read_bytes())
+        for public in ("ca.pem", SIGNER_FILE):
+            if (authority / public).exists():  # the coordinator's own identity is older
+                (home / public).write_bytes((authority / public).read_bytes())
 
     def _spawn(
         self,

@@ -130,6 +130,12 @@ class Pivot(_message.Message):
     created_unix_ms: int
     def __init__(self, name: _Optional[str] = ..., parent: _Optional[str] = ..., round_id: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PivotFile, _Mapping]]] = ..., evals_json: _Optional[str] = ..., created_unix_ms: _Optional[int] = ...) -> None: ...
 
+class RollbackPivotRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
 class GetPivotRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]

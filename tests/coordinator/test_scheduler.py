@@ -26,6 +26,7 @@ from coordinator.happenings import Lost
 from coordinator.presence import Presence
 from coordinator.rounds import Event, State
 from coordinator.scheduler import Scheduler
+from coordinator.signing import Signer
 from coordinator.store import Store
 from fusion.extract import extract_to_file
 from fusion.models import ModelSpec, build_model, load_model, save_model
@@ -35,6 +36,7 @@ from protos.messages import Assignment, FileRef, Report
 from protos.public_sets import Prompt, write_prompts
 from tests.coordinator.test_fuse_worker import spec
 from tests.coordinator.test_presence import seen
+from trust.keys import new_key
 
 TEXTS = [f"Code I{n} is infarction of part {n}, left side." for n in range(8)]
 TRAINING = {"steps": 200, "lr": 0.001, "batch_size": 2, "seq_len": 16, "warmup_steps": 0}
@@ -83,6 +85,10 @@ class Place:
         self.store = Store.at(self.root / "store.sqlite")
         self.presence = Presence(lambda _: ())
         self.artifacts = Artifacts(self.root / "artifacts")
+        key = self.root / "key.pem"
+        if not key.exists():
+            new_key(key)
+        self.signer = Signer(self.store, self.artifacts, key)
         for name, node in NODES.items():
             self.store.upsert_participant(name, node, b"key")
         files = [self.keep(path) for path in sorted((self.public / "pivot").iterdir())]
@@ -115,7 +121,7 @@ class Place:
 
     @contextlib.contextmanager
     def scheduler(self, engine: LoopEngine) -> Iterator[Scheduler]:
-        parts = self.root, self.store, self.artifacts, engine, self.presence
+        parts = self.root, self.store, self.artifacts, engine, self.presence, self.signer.sign
         scheduler = Scheduler(*parts, fuse_workers=1)  # type: ignore[arg-type]
         loop = threading.Thread(target=scheduler.run)
         loop.start()

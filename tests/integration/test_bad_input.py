@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
+from safetensors.numpy import save_file
 
 import protos.v1
 from coordinator.access import ANYBODY, ROLES
@@ -196,14 +198,15 @@ def _identity(root: Path, role: Any, name: str) -> TlsFiles:
 def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
     """Set the scene, and return a request for every call that goes with it."""
     write_prompts(root / "prompts.jsonl", ["Aortic valve stenosis is a narrowing."])
-    (root / "weights").write_bytes(b"weights")
+    save_file({"weight": np.zeros(1)}, root / "weights")
+    size = (root / "weights").stat().st_size
     (root / "answer").write_bytes(b"not logits")
     puts = {"prompts.jsonl": "PROMPTS", "weights": "PIVOT", "answer": "CONTRIBUTION"}
     shas = {}
     for name, kind in puts.items():
         shas[name] = sha256_of(root / name)
         _put(place, root / name, kind)
-    file = research_pb2.PivotFile(name="model.safetensors", sha256=shas["weights"], size_bytes=7)
+    file = research_pb2.PivotFile(name="model.safetensors", sha256=shas["weights"], size_bytes=size)
     pivot = research_pb2.Pivot(name="pivot-0", files=[file])
     assert place.send("/cofuse.v1.Research/ImportPivot", pivot).error_id == ""
     assert (
@@ -236,6 +239,7 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
         "ListParticipants": Good(research_pb2.ListParticipantsRequest()),
         "Why": Good(research_pb2.WhyRequest(name="rnd-1")),
         "ImportPivot": Good(pivot),
+        "RollbackPivot": Good(research_pb2.RollbackPivotRequest(name="pivot-0"), "wrong_state"),
         "GetPivot": Good(research_pb2.GetPivotRequest(name="pivot-0")),
         "ListPivots": Good(research_pb2.ListPivotsRequest()),
     }

@@ -28,6 +28,7 @@ from participant.egress import releases
 from protos.public_sets import read_prompts
 from tests.data.runs import eight_word_runs
 from tests.integration.recorder import Recorder
+from trust.pivot_manifest import MANIFEST_FILE
 
 pytestmark = [pytest.mark.xdist_group("federation"), pytest.mark.timeout(600)]
 HOSPITALS = TINY.hospitals[:2]
@@ -258,7 +259,7 @@ def test_the_pivot_s_files_are_what_its_sums_say(story: Story) -> None:
     sums = (story.downloaded / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     listed = dict(reversed(line.split("  ")) for line in sums)
     files = {path.name for path in story.downloaded.iterdir()}
-    assert files == {*listed, "SHA256SUMS"}
+    assert files == {*listed, "SHA256SUMS", MANIFEST_FILE}
     for name, digest in listed.items():
         assert hashlib.sha256((story.downloaded / name).read_bytes()).hexdigest() == digest
 

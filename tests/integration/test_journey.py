@@ -149,8 +149,8 @@ def _admit(shell: Shell, home: Path, role: str, name: str) -> None:
     request = str(home / "request.csr")
     pem = shell.run("coordinator", "sign", "hub", request, "--role", role, "--name", name)
     (shell.folder / home / "certificate.pem").write_text(pem)
-    authority = shell.folder / "hub" / "ca" / "ca.pem"
-    (shell.folder / home / "ca.pem").write_bytes(authority.read_bytes())
+    for public in (shell.folder / "hub" / "ca").glob("*.pem"):
+        (shell.folder / home / public.name).write_bytes(public.read_bytes())
 
 
 def _write_texts(folder: Path) -> None:

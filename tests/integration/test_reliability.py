@@ -83,7 +83,7 @@ class _Shelf:
     def pivots(self) -> list[Pivot]:
         return [Pivot("pivot-1", "pivot-0", "rnd-1", (), {})]
 
-    def download_pivot(self, _name: str, folder: Path) -> Path:
+    def download_pivot(self, _name: str, folder: Path, *, older: bool) -> Path:
         folder.mkdir(parents=True)
         for name, text in self._files.items():
             (folder / name).write_text(text, encoding="utf-8")

@@ -160,7 +160,8 @@ def identity(root: Path, role: Any, name: str, home: Path) -> None:
     request = new_identity(home, role, name)
     pem = sign_request(root / "ca", request, role=role, name=name)
     (home / "certificate.pem").write_bytes(pem)
-    (home / "ca.pem").write_bytes((root / "ca" / "ca.pem").read_bytes())
+    for public in (root / "ca").glob("*.pem"):  # the authority, and who signs pivots
+        (home / public.name).write_bytes(public.read_bytes())
 
 
 @pytest.fixture(scope="module")
