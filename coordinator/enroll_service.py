@@ -11,6 +11,7 @@ from protos.v1 import enroll_pb2 as pb
 from protos.v1 import enroll_pb2_grpc
 from trust.ca import renew, sign_request
 from trust.identity import Identity, IdentityError, leaf_of
+from trust.pivot_manifest import SIGNER_FILE
 
 _LOG = logger(__name__)
 
@@ -21,8 +22,9 @@ class EnrollService(enroll_pb2_grpc.EnrollServicer):
     def __init__(
         self, invitations: Invitations, ca: Path, authority: Path | None, days: float
     ) -> None:
-        """Args: ca: the authority's certificate. authority: folder with its key; None: elsewhere.
+        """Args: ca: the authority's certificate; the pivots' public key lies beside it.
 
+        authority: folder with the authority's key; None: it is elsewhere.
         days: how long a certificate made here lasts.
         """
         self._invitations = invitations
@@ -43,7 +45,8 @@ class EnrollService(enroll_pb2_grpc.EnrollServicer):
         except CofuseError as error:
             abort(context, error)
         _tell("enroll.redeemed", pem, invitation=request.invitation)
-        return pb.Issued(certificate_pem=pem)
+        signer = self._ca.with_name(SIGNER_FILE).read_bytes()
+        return pb.Issued(certificate_pem=pem, pivot_signer_pem=signer)
 
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.Issued:
         """Issue the caller's certificate again, for the same key."""

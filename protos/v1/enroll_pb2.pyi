@@ -29,7 +29,9 @@ class RenewRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Issued(_message.Message):
-    __slots__ = ("certificate_pem",)
+    __slots__ = ("certificate_pem", "pivot_signer_pem")
     CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    PIVOT_SIGNER_PEM_FIELD_NUMBER: _ClassVar[int]
     certificate_pem: bytes
-    def __init__(self, certificate_pem: _Optional[bytes] = ...) -> None: ...
+    pivot_signer_pem: bytes
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., pivot_signer_pem: _Optional[bytes] = ...) -> None: ...

@@ -21,6 +21,7 @@ from tests.integration import certificates
 from tests.integration.test_proxies import ConnectProxy, make_proxy, through
 from trust.ca import create_authority, new_identity
 from trust.identity import Identity, IdentityError, fingerprint, leaf_of
+from trust.pivot_manifest import SIGNER_FILE
 from trust.tokens import Token
 
 __all__ = ["make_proxy"]
@@ -31,7 +32,7 @@ class Hub:
     """A coordinator that enrols."""
 
     def __init__(self, root: Path, running: Running) -> None:
-        self.running = running
+        self.root, self.running = root, running
         self.address = running.enroll_address
         self.authority = fingerprint((root / "ca" / "ca.pem").read_bytes())
 
@@ -76,6 +77,7 @@ def test_who_joins_can_call_and_the_key_never_left(hub: Hub, tmp_path: Path) -> 
     assert leaf.identity == Identity("participant", "st-anna")
     assert leaf.ends_unix_s - leaf.issued_unix_s == DAYS * 86_400
     assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
+    assert (tmp_path / SIGNER_FILE).read_bytes() == (hub.root / "ca" / SIGNER_FILE).read_bytes()
 
 
 def test_who_sits_behind_a_proxy_joins_through_it(
