@@ -140,7 +140,7 @@ def _server(parts: _Parts) -> GrpcServer:
         store,
         artifacts,
         auto_approve=config.approval == "auto",
-        online=lambda: _online(store, parts.presence),
+        attending=parts.presence.attending,
         stopping=parts.health.stopping,
     )
     recurring = RecurringService(store, research.checked)
@@ -155,12 +155,6 @@ def _server(parts: _Parts) -> GrpcServer:
             partial(health_pb2_grpc.add_HealthServicer_to_server, HealthService(parts.health)),
         ],
     )
-
-
-def _online(store: Store, presence: Presence) -> set[int]:
-    """Node ids of the participants that attend."""
-    here = presence.attending()
-    return {row.node_id for name, row in store.participants().items() if name in here}
 
 
 def _stop(

@@ -133,6 +133,11 @@ class Ledger:
         """Count the positions of the last thirty days."""
         return used(self.entries(), self._clock())
 
+    def question(self, round_id: str) -> Question | None:
+        """What a round has asked last. Raises: PolicyRefusalError as entries."""
+        asked = (entry.question for entry in self.entries() if isinstance(entry, Reserved))
+        return next((one for one in reversed(list(asked)) if one.round_id == round_id), None)
+
     def reserve(self, question: Question, limits: LogitLimits) -> None:
         """Take the question's cost out of the budget, for good; asked again, it costs no more.
 

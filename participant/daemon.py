@@ -23,7 +23,8 @@ from participant.corpus import CorpusError
 from participant.desk import Desk
 from participant.durable import is_broken, is_full, only_one
 from participant.engine import Engine
-from participant.policy import Policy, PolicyRefusalError, check, load_policy
+from participant.guard import AwaitingApprovalError, Guard
+from participant.policy import PolicyRefusalError, load_policy
 from participant.spool import Entry, Spool
 from participant.stages.cpt import Expert
 from participant.status import PAUSED, StatusServer
@@ -46,16 +47,16 @@ _LOG = logging.getLogger(__name__)
 class Participant:
     """One institution's daemon."""
 
-    def __init__(self, config: ParticipantConfig, policy: Policy, tell: Tell) -> None:
+    def __init__(self, config: ParticipantConfig, tell: Tell) -> None:
         self._config = config
-        self._policy = policy
         self._tell_out = tell
         self._stop = threading.Event()
         self._halt = threading.Event()  # the work in hand must end: stopping, or nobody waits
         self._expert = Expert(config.data_dir / "expert", config.corpus, config.model)
         self._training = Training(config, self._expert)
         self._spool = Spool(config.data_dir / "spool")
-        self._worker = Worker(config, policy, self._expert, self._spool, self._tell)
+        self._guard = Guard(config, self._spool)
+        self._worker = Worker(config, self._guard, self._expert, self._tell)
         self._ended: frozenset[str] = frozenset()
         self._engine_address = ""
         self._told_paused = False
@@ -74,7 +75,7 @@ class Participant:
             on_joined=self._on_joined,
             on_summons=self._on_summons,
         )
-        self._desk = Desk(self._engine, self._spool, self._attendance.beat_now)
+        self._desk = Desk(self._engine, self._spool, self._attendance.beat_now, self._guard.waits)
 
     def stop(self) -> None:
         """Ask the loop to end at its next step; training writes a checkpoint first."""
@@ -115,6 +116,7 @@ class Participant:
             "paused": self._paused,
             "attending": self._attendance.attending,
             "working_rounds": [entry.round_id for entry in self._spool.unfinished()],
+            "awaiting_approval": self._guard.waiting(),
             "expert_version": facts.version,
             "expert_steps": facts.steps,
             "next_training": None if opens is None else opens.isoformat(),
@@ -146,6 +148,7 @@ class Participant:
             if entry.round_id in ended:
                 self._tell("round", {"round": entry.round_id, "status": "cancelled"})
                 self._desk.drop(entry.round_id)
+                self._guard.close(entry.round_id)
 
     def _serve(self, entry: Entry) -> None:
         """Answer one assignment, whatever it is: the other side must never wait for nothing."""
@@ -160,10 +163,13 @@ class Participant:
         if should_stop():  # it came between the last look and clear()
             return
         try:
-            check(self._policy, assignment)
             report = entry.report or self._do(entry, should_stop)
         except PolicyRefusalError as error:
-            report = self._worker.report(assignment, "refused", detail=str(error))
+            report = self._worker.refuse(assignment, error)
+        except AwaitingApprovalError:
+            self._tell("round", {"round": assignment.round_id, "status": "awaiting approval"})
+            self._attendance.beat_now()
+            return
         except Stopped:
             return  # it stays in the spool, or is dropped at the next step
         except Exception as error:
@@ -173,13 +179,10 @@ class Participant:
                 self._doing = {"doing": "waiting for the coordinator", "problem": str(error)}
                 self._stop.wait(RETRY_S)
                 return
-            _LOG.exception("assignment %s failed", assignment.round_id)
-            words = f"{type(error).__name__}: {error}"
-            if isinstance(error, CorpusError):
-                words = "the corpus cannot be read; its keeper finds the line in the local log"
-            report = self._worker.report(assignment, "failed", detail=words[:2000])
+            report = self._worker.failure(assignment, error)
         answered = self._spool.answer(entry, report)
         self._desk.answer(answered, lambda size: self._worker.record(assignment, "report", size))
+        self._guard.close(assignment.round_id)
         self._tell("round", {"round": assignment.round_id, "status": report.status})
 
     def _do(self, entry: Entry, should_stop: Callable[[], bool]) -> Report:
@@ -241,6 +244,7 @@ class Participant:
             expert_steps=facts.steps,
             expert_age_s=max(0, now - facts.finished_unix_ms) // 1000,
             working_rounds=[entry.round_id for entry in self._spool.unfinished()][:16],
+            awaiting_approval=self._guard.waiting()[:16],
         )
 
     def _on_joined(self, engine_address: str) -> None:
@@ -268,7 +272,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         config = load_config(Path(argv[0]))
-        policy = load_policy(config.policy)
+        load_policy(config.policy)  # said now rather than at the first round
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -276,7 +280,7 @@ def main(argv: list[str]) -> int:
     config.data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with only_one(config.data_dir):
-            participant = Participant(config, policy, _tell_stdout)
+            participant = Participant(config, _tell_stdout)
             on_stop_signal(participant.stop)
             participant.run()
     except Stopped:

@@ -12,18 +12,28 @@ from protos.messages import Assignment
 class Desk:
     """Takes tasks from the engine into the spool, and answers them."""
 
-    def __init__(self, engine: Engine, spool: Spool, on_change: Callable[[], None]) -> None:
-        """Args: on_change: called when the rounds in hand have changed."""
+    def __init__(
+        self,
+        engine: Engine,
+        spool: Spool,
+        on_change: Callable[[], None],
+        waits: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """Args: on_change: called when the rounds in hand have changed.
+
+        waits: whether nothing can be done for a round now, but to wait for somebody.
+        """
         self._engine = engine
         self._spool = spool
         self._on_change = on_change
+        self._waits = waits
         self._arrived: deque[Task] = deque()  # kept here when the disk has no room for them
         self._tasks: dict[str, Task] = {}
 
     @property
     def open(self) -> bool:
         """Whether there is anything to work on."""
-        return bool(self._tasks) or bool(self._spool.unfinished())
+        return self.next() is not None
 
     def take_in(self, timeout_s: float = 0.0) -> None:
         """Accept what the engine has brought: from here on it survives a power cut."""
@@ -45,7 +55,8 @@ class Desk:
     def next(self) -> Entry | None:
         """Whoever waits for an answer first, then what a crash left."""
         asked = [self._spool.get(round_id) for round_id in self._tasks]
-        return next((entry for entry in [*asked, *self._spool.unfinished()] if entry), None)
+        known = [entry for entry in [*asked, *self._spool.unfinished()] if entry]
+        return next((entry for entry in known if not self._waits(entry.round_id)), None)
 
     def drop(self, round_id: str) -> None:
         """Forget a round for which nobody waits any more."""

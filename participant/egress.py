@@ -20,14 +20,25 @@ class EgressLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def append(self, *, round_id: str, what: str, size_bytes: int, sha256: str) -> None:
-        """Write one release down, durably."""
+    def append(
+        self,
+        *,
+        round_id: str,
+        what: str,
+        size_bytes: int,
+        sha256: str,
+        rule: str = "",
+        approver: str = "policy",
+    ) -> None:
+        """Write one release down, durably: by which rule of the policy, and who approved it."""
         line = {
             "time_unix_ms": time.time_ns() // 1_000_000,
             "round": round_id,
             "what": what,
             "size_bytes": size_bytes,
             "sha256": sha256,
+            "rule": rule,
+            "approver": approver,
         }
         fresh = not self._path.exists()
         with self._path.open("a", encoding="utf-8") as file:

@@ -64,6 +64,8 @@ def test_a_round_that_waits_for_approval_says_who_and_how() -> None:
         (replace(HERE, paused=True), "b is paused", "cofuse participant resume"),
         (replace(HERE, free_bytes=12 << 20), "12 MiB of free disk", "free some"),
         (replace(HERE, skew_ms=-600_000), "clock is off by -600 s", "set it there"),
+        (replace(HERE, awaiting=frozenset({"rnd-1"})), "waits for its approval", "cofuse approve"),
+        (replace(HERE, awaiting=frozenset({"rnd-9"})), "has been asked (attempt 1)", "asked again"),
         (HERE, "has been asked (attempt 1)", "asked again at 22:23 UTC (in 10 min)"),
     ],
 )

@@ -23,7 +23,6 @@ from participant import daemon
 from participant.config import load_config
 from participant.daemon import Participant
 from participant.egress import EgressLog
-from participant.policy import load_policy
 from participant.status import PAUSED, read_status
 from protos.config import TlsConfig, toml_text
 from protos.process import end, spawn
@@ -60,9 +59,7 @@ class Site:
 
     def start(self) -> None:
         config = load_config(self.home / "participant.toml")
-        self.participant = Participant(
-            config, load_policy(config.policy), lambda kind, body: self.told.append((kind, body))
-        )
+        self.participant = Participant(config, lambda kind, body: self.told.append((kind, body)))
         self.thread = threading.Thread(target=self.participant.run, daemon=True)
         self.thread.start()
 
