@@ -7,7 +7,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cofuse.commands import coordinators, fp8, fuse, participants, pivots, recurring, rounds
+from cofuse.commands import (
+    approvals,
+    coordinators,
+    fp8,
+    fuse,
+    participants,
+    pivots,
+    recurring,
+    rounds,
+)
 
 app = typer.Typer(
     name="cofuse",
@@ -28,6 +37,7 @@ app.add_typer(participants.app, name="participant")
 app.add_typer(fp8.app, name="fp8")
 app.command()(fuse.fuse)
 app.command()(rounds.why)
+app.command()(approvals.approve)
 
 
 @app.command()

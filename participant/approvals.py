@@ -15,6 +15,7 @@ from participant.durable import write_durably
 from participant.policy import Kind
 from protos.files import flush
 
+FOLDER: Final = "approvals"
 TTL_MS: Final = 72 * 3600 * 1000
 _RELEASE, _DECISION = ".release.json", ".decision.json"
 

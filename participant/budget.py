@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from participant.policy import Kind, LogitLimits, PolicyRefusalError
 from protos.files import flush
 
+FILE: Final = "budget.jsonl"
 WINDOW_MS: Final = 30 * 24 * 3600 * 1000
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Final
 
+from participant import approvals, budget
 from participant.approvals import Approvals, Release
 from participant.budget import Ledger
 from participant.config import ParticipantConfig
@@ -32,8 +32,6 @@ from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.messages import Assignment
 
-APPROVALS: Final = "approvals"
-LEDGER: Final = "budget.jsonl"
 _LOG = logging.getLogger(__name__)
 
 
@@ -74,8 +72,8 @@ class Guard:
         self._spool = spool
         self._sealed = config.data_dir / "sealed"
         self._sealed.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(config.data_dir / LEDGER, clock)
-        self.approvals = Approvals(config.data_dir / APPROVALS, clock)
+        self.ledger = Ledger(config.data_dir / budget.FILE, clock)
+        self.approvals = Approvals(config.data_dir / approvals.FOLDER, clock)
         self._waiting: dict[str, Release] = {}
 
     def release(
