@@ -103,6 +103,18 @@ class Guard:
         scores = "scores" in rule.kinds
         return Released(path=path, made=entry.made, rule=label, approver=approver, scores=scores)
 
+    def lets_score(self, round_id: str, texts: Sequence[str]) -> bool:
+        """Whether scores on an evaluation set may be told: its texts are the submitter's as well.
+
+        Raises: CorpusError, OSError.
+        """
+        try:
+            self._check_prompts(round_id, self._policy().prompts, texts)
+        except PolicyRefusalError as error:
+            _LOG.warning("%s: no scores leave: %s", round_id, error.here or error)
+            return False
+        return True
+
     def waits(self, round_id: str) -> bool:
         """Whether a round's release still waits for a person."""
         release = self._waiting.get(round_id)
@@ -159,10 +171,10 @@ class Guard:
         if any(action == "block" for action, _ in found):
             raise PolicyRefusalError(
                 "the prompt set did not pass this institution's prompt checks",
-                f"{round_id}: lines of the prompt set that look private: {words}",
+                f"{round_id}: texts that look private: {words}",
             )
         if found:
-            _LOG.warning("%s: lines of the prompt set that look private: %s", round_id, words)
+            _LOG.warning("%s: texts that look private: %s", round_id, words)
 
     def _approver(self, assignment: Assignment, made: Made, rule: Rule, label: str) -> str:
         """Return who approved it. Raises: AwaitingApprovalError, PolicyRefusalError."""

@@ -24,7 +24,7 @@ from participant.sealing import Asked, Draft, question_of
 from participant.spool import Entry
 from participant.stages.cpt import Expert, describe
 from protos.messages import Assignment, Report, Scores
-from protos.public_sets import read_prompts
+from protos.public_sets import read_evals, read_prompts
 
 _LOG = logging.getLogger(__name__)
 Status = Literal["committed", "refused", "failed"]
@@ -183,6 +183,11 @@ class Worker:
         if assignment.evals is None:
             return Scores()
         evals = client.fetch(assignment.evals, self._files(assignment))
+        sets = read_evals(evals).domains.values()
+        texts = [text for one in sets for text in one.documents]
+        texts += [" ".join([q.prompt, *q.options]) for one in sets for q in one.questions]
+        if not self._guard.lets_score(assignment.round_id, texts):
+            return Scores()
         self._tell("score", {"round": assignment.round_id})
         return score(expert, evals, self._outbox)
 

@@ -219,6 +219,18 @@ def test_a_policy_that_only_warns_lets_it_pass_and_says_so(
     assert "shaking" not in caplog.text
 
 
+def test_no_score_is_told_of_texts_that_look_private(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = house.guard()
+    assert guard.lets_score("rnd-1", PUBLIC)
+    with caplog.at_level(logging.WARNING):
+        assert not guard.lets_score("rnd-1", [*PUBLIC, SECRET])
+    assert "no scores leave" in caplog.text
+    (house.home / "policy.toml").unlink()
+    assert not guard.lets_score("rnd-1", PUBLIC)
+
+
 def test_a_policy_that_is_taken_back_holds_at_once(house: House) -> None:
     guard, path = house.guard(), house.home / "policy.toml"
     entry = house.entry()
