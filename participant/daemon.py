@@ -1,4 +1,4 @@
-"""The loop a data officer can read: train, take an assignment, ask the policy, release.
+"""The loop a data officer can read: train, take an assignment, let the guard release it.
 
 `python -m participant.daemon participant.toml`. It dials out and listens on nothing but a Unix
 socket in its own folder. Safe to kill at any line: started again, it goes on.
@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -153,6 +155,7 @@ class Participant:
     def _serve(self, entry: Entry) -> None:
         """Answer one assignment, whatever it is: the other side must never wait for nothing."""
         assignment = entry.assignment
+        record = partial(self._worker.record, assignment, "report")
         self._halt.clear()
 
         def should_stop() -> bool:
@@ -167,8 +170,7 @@ class Participant:
         except PolicyRefusalError as error:
             report = self._worker.refuse(assignment, error)
         except AwaitingApprovalError:
-            self._tell("round", {"round": assignment.round_id, "status": "awaiting approval"})
-            self._attendance.beat_now()
+            self._desk.tell(self._worker.wait(assignment), record)
             return
         except Stopped:
             return  # it stays in the spool, or is dropped at the next step
@@ -181,16 +183,14 @@ class Participant:
                 return
             report = self._worker.failure(assignment, error)
         answered = self._spool.answer(entry, report)
-        self._desk.answer(answered, lambda size: self._worker.record(assignment, "report", size))
+        self._desk.answer(answered, record)
         self._guard.close(assignment.round_id)
         self._tell("round", {"round": assignment.round_id, "status": report.status})
 
     def _do(self, entry: Entry, should_stop: Callable[[], bool]) -> Report:
-        client = Client(self._config.coordinator, self._config.tls.files(), self._halt)
-        try:
+        tls = self._config.tls.files()
+        with closing(Client(self._config.coordinator, tls, self._halt)) as client:
             return self._worker.do(entry, client, should_stop)
-        finally:
-            client.close()
 
     def _train(self) -> None:
         """Train until it is done, its window closes, or a round wants the finished expert."""

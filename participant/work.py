@@ -27,7 +27,7 @@ from protos.messages import Assignment, Report, Scores
 from protos.public_sets import read_evals, read_prompts
 
 _LOG = logging.getLogger(__name__)
-Status = Literal["committed", "refused", "failed"]
+Status = Literal["committed", "refused", "failed", "waiting"]
 Tell = Callable[[str, dict[str, Any]], None]
 
 
@@ -81,6 +81,11 @@ class Worker:
         """Log why nothing leaves, and return what the coordinator is told."""
         _LOG.warning("%s: %s%s", assignment.round_id, error, error.here and f" ({error.here})")
         return self.report(assignment, "refused", detail=str(error))
+
+    def wait(self, assignment: Assignment) -> Report:
+        """Return what the coordinator is told while a release waits for a person."""
+        self._tell("round", {"round": assignment.round_id, "status": "waiting"})
+        return self.report(assignment, "waiting", detail="it waits for approval here")
 
     def failure(self, assignment: Assignment, error: Exception) -> Report:
         """Log what went wrong, and return what the coordinator is told."""
