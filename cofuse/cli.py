@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cofuse.commands import (
+    approvals,
     audit,
     coordinators,
     fp8,
@@ -42,6 +43,7 @@ app.command()(members.join)
 app.command()(members.renew)
 app.command()(rounds.why)
 app.command()(audit.egress)
+app.command()(approvals.approve)
 
 
 @app.command()

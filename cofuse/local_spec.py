@@ -27,6 +27,7 @@ LOCAL_PIVOT: Final = "pivot-0"
 """What a round spec calls its pivot; a local fusion's is a folder and has no such name."""
 FEDERATED: Final = (
     *("participants", "kind", "quorum", "deadline_minutes", "fusion_minutes", "grow", "rehearse"),
+    "purpose",
 )
 """Keys of a round that a local fusion has no use for."""
 UNTRAINED: Final = {"steps": 1, "lr": 1e-6}

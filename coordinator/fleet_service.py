@@ -243,14 +243,17 @@ def _seen(beat: pb.Beat) -> Seen:
 
     Raises: CofuseError bad_request.
     """
-    texts = [beat.software_version, *beat.working_rounds]
+    texts = [beat.software_version, *beat.working_rounds, *beat.awaiting_approval]
     if any(len(text) > MAX_TEXT or not text.isprintable() for text in texts):
         raise CofuseError("bad_request", f"found a text that is not {MAX_TEXT} plain characters")
-    if len(beat.working_rounds) > MAX_WORKING:
-        raise CofuseError(
-            "bad_request",
-            f"working_rounds: found {len(beat.working_rounds)}, wanted at most {MAX_WORKING}",
-        )
+    for name, rounds in (
+        ("working_rounds", beat.working_rounds),
+        ("awaiting_approval", beat.awaiting_approval),
+    ):
+        if len(rounds) > MAX_WORKING:
+            raise CofuseError(
+                "bad_request", f"{name}: found {len(rounds)}, wanted at most {MAX_WORKING}"
+            )
     now = now_unix_ms()
     finished = max(0, now - beat.expert_age_s * 1000) if beat.expert_version else 0
     return Seen(
@@ -263,6 +266,7 @@ def _seen(beat: pb.Beat) -> Seen:
         expert_unix_ms=finished,
         working=frozenset(beat.working_rounds),
         seen_unix_ms=now,
+        awaiting=frozenset(beat.awaiting_approval),
     )
 
 

@@ -197,7 +197,7 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
         artifacts,
         parts.signer,
         auto_approve=config.approval == "auto",
-        online=lambda: _online(store, parts.presence),
+        attending=parts.presence.attending,
         stopping=parts.health.stopping,
     )
     recurring = RecurringService(store, research.checked)
@@ -214,12 +214,6 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
         ],
         parts.members,
     )
-
-
-def _online(store: Store, presence: Presence) -> set[int]:
-    """Node ids of the participants that attend."""
-    here = presence.attending()
-    return {row.node_id for name, row in store.participants().items() if name in here}
 
 
 def _stop(

@@ -36,6 +36,8 @@ class Seen:
     working: frozenset[str]
     """Rounds it has taken and not answered yet."""
     seen_unix_ms: int
+    awaiting: frozenset[str] = frozenset()
+    """Of these, whose finished releases wait for a person there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
+from coordinator.presence import Seen as Attendee
 from coordinator.rounds import FINAL, Event, IllegalTransitionError
 from coordinator.signing import Signer
 from coordinator.store import PivotRow, RoundRow, Store
-from coordinator.why import Seen, explain
+from coordinator.why import explain, seen_of
 from protos.errors import CofuseError, abort
 from protos.messages import FileRef
 from protos.public_sets import PublicSetError, read_evals, read_prompts
@@ -37,14 +38,14 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         signer: Signer,
         *,
         auto_approve: bool,
-        online: Callable[[], set[int]],
+        attending: Callable[[], Mapping[str, Attendee | None]],
         stopping: threading.Event | None = None,
     ) -> None:
         self._store = store
         self._artifacts = artifacts
         self._signer = signer
         self._auto_approve = auto_approve
-        self._online = online
+        self._attending = attending
         self._stopping = stopping or threading.Event()
 
     def SubmitRound(self, request: pb.SubmitRoundRequest, context: Any) -> pb.Round:
@@ -121,11 +122,11 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         self, request: pb.ListParticipantsRequest, context: Any
     ) -> pb.ListParticipantsReply:
         """Everybody who joined."""
-        online = self._online()
+        here = self._attending()
         return pb.ListParticipantsReply(
             participants=[
                 pb.Participant(
-                    name=row.name, joined_unix_ms=row.joined_unix_ms, online=row.node_id in online
+                    name=row.name, joined_unix_ms=row.joined_unix_ms, online=row.name in here
                 )
                 for row in self._store.participants().values()
             ]
@@ -134,7 +135,9 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
     def Why(self, request: pb.WhyRequest, context: Any) -> pb.WhyReply:
         """Why something is as it is, with the remedy."""
         try:
-            findings = explain(request.name, self._store.facts(self._seen()), now_unix_ms())
+            alarms = {name: one.alarm for name, one in self._store.anchors().items()}
+            seen = seen_of(self._store.participants(), self._attending(), alarms)
+            findings = explain(request.name, self._store.facts(seen), now_unix_ms())
         except CofuseError as error:
             abort(context, error)
         return pb.WhyReply(findings=[pb.Finding(says=f.says, do=f.do) for f in findings])
@@ -202,15 +205,6 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
     def ListPivots(self, request: pb.ListPivotsRequest, context: Any) -> pb.ListPivotsReply:
         """All pivots, oldest first."""
         return pb.ListPivotsReply(pivots=[_pivot(row) for row in self._store.pivots()])
-
-    def _seen(self) -> dict[str, Seen]:
-        here = self._online()
-        people, anchors = self._store.participants(), self._store.anchors()
-        alarms = {name: anchor.alarm for name, anchor in anchors.items()}
-        return {
-            name: Seen(online=row.node_id in here, alarm=alarms.get(name, ""))
-            for name, row in people.items()
-        }
 
     def checked(self, spec_json: str) -> RoundSpec:
         """The spec, when everything that it names is here.

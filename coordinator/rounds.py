@@ -190,7 +190,8 @@ def _listen(part: Part, happening: Reported | Heard | Lost, now: int) -> Part:
     match happening:
         case Reported(_, _, status, detail, body):
             ended = status if status in ("refused", "failed") else "assigned"
-            return replace(part, status=ended, detail=detail, report_json=body)
+            last = "" if status == "waiting" else body  # not its last word
+            return replace(part, status=ended, detail=detail, report_json=last)
         case Lost(_, _, detail):
             soon = min(part.lease_unix_ms, now + RETRY_MS)
             return replace(part, lease_unix_ms=soon, detail=detail)

@@ -3,11 +3,12 @@
 Pure: the facts and the time are given. NAME is a round, a participant, a pivot or a recurring spec.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
+from coordinator import presence
 from coordinator.recurring import Recurring, Standing
 from coordinator.round_state import Part, Round
 from coordinator.rounds import FINAL, REPORT_GRACE_MS, State
@@ -39,6 +40,31 @@ class Seen:
     """Its clock less the coordinator's."""
     alarm: str = ""
     """What its audit chain did that no chain does; empty: nothing."""
+    awaiting: frozenset[str] = frozenset()
+    """Rounds whose finished releases wait for a person there."""
+
+
+def seen_of(
+    enrolled: Iterable[str],
+    attending: Mapping[str, presence.Seen | None],
+    alarms: Mapping[str, str],
+) -> dict[str, Seen]:
+    """What is known of everybody enrolled, of those who attend by their last beat.
+
+    Args: alarms: about audit chains, by participant.
+    """
+    found = {name: Seen(online=name in attending, alarm=alarms.get(name, "")) for name in enrolled}
+    for name, beat in attending.items():
+        if beat is not None and name in found:
+            found[name] = replace(
+                found[name],
+                last_seen_unix_ms=beat.seen_unix_ms,
+                paused=beat.paused,
+                free_bytes=beat.free_disk_bytes,
+                skew_ms=beat.clock_skew_ms,
+                awaiting=beat.awaiting,
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,17 +138,20 @@ def _collecting(round_: Round, facts: Facts, now: int) -> Iterator[Finding]:
     last = when(round_.deadline_unix_ms, now)
     yield Finding(f"{says}; with these it is fused {until} at the latest, else it expires {last}")
     for part in still_open:
-        yield _open(part, facts.seen.get(part.participant), now)
+        yield _open(part, facts.seen.get(part.participant), now, round_.round_id)
     yield from (_ended(part) for part in round_.parts if part.status in ("refused", "failed"))
 
 
-def _open(part: Part, seen: Seen | None, now: int) -> Finding:
+def _open(part: Part, seen: Seen | None, now: int, round_id: str) -> Finding:
     name = part.participant
     if part.status == "committed":
         until = when(part.committed_unix_ms + REPORT_GRACE_MS, now)
         return Finding(f"{name} has contributed; its report is waited for, {until} no more")
     if (trouble := _trouble(name, seen, now)) is not None:
         return trouble
+    if seen is not None and round_id in seen.awaiting:
+        do = "its operator looks at the release there: cofuse approve; silence is a no after 72 h"
+        return Finding(f"{name} has its contribution ready, and waits for its approval there", do)
     again = when(part.lease_unix_ms, now)
     last = f"; last time: {part.detail}" if part.detail else ""
     return Finding(
@@ -198,7 +227,7 @@ def _participant(name: str, facts: Facts, now: int) -> Iterator[Finding]:
                 if part.awaited and trouble is not None:
                     yield Finding(f"{where}it is asked, attempt {part.attempt}")
                 elif part.awaited:
-                    found = _open(part, facts.seen[name], now)
+                    found = _open(part, facts.seen[name], now, round_.round_id)
                     yield Finding(where + found.says, found.do)
                 else:
                     yield Finding(f"{where}{part.status} {part.detail}".rstrip())

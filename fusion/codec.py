@@ -21,7 +21,14 @@ from fusion.contribution import ContributionError, LogitContribution, LogitHeade
 from fusion.logit_file import LogitFile, layout
 from fusion.tensor_file import TensorFile, TensorWriter, malformed
 
-__all__ = ["LogitFile", "LogitWriter", "check_logits", "read_logits", "write_logits"]
+__all__ = [
+    "LogitFile",
+    "LogitWriter",
+    "check_logits",
+    "read_logits",
+    "rewrite_logits",
+    "write_logits",
+]
 
 ROWS_AT_ONCE: Final = 1 << 14
 _SHA256: Final = re.compile("[0-9a-f]{64}")
@@ -153,6 +160,43 @@ def check_logits(
     Args: prompts: the set's documents (bytes: UTF-8).
     Raises: ContributionError, whose code says what is wrong and whose text says what to do.
     """
+    file = _asked_for(path, prompts, prompt_set_sha256, top_k)
+    for start, stop in file.runs(ROWS_AT_ONCE):
+        _check_rows(file.documents(start, stop))
+    return file.header
+
+
+def rewrite_logits(
+    path: Path, out: Path, *, prompts: Sequence[str | bytes], prompt_set_sha256: str, top_k: int
+) -> LogitHeader:
+    """Check as check_logits does, and write the values that were read as a file of our own.
+
+    Not one byte is copied: what the layout leaves to a writer's choice (order, spaces, names) is
+    chosen here, so nothing can be told by it. A file of LogitWriter comes out byte for byte.
+    Args: out: appears whole, or not at all.
+    Raises: ContributionError.
+    """
+    file = _asked_for(path, prompts, prompt_set_sha256, top_k)
+    vocab_bytes, vocab_offsets = file.vocabulary
+    with LogitWriter(
+        out,
+        file.header,
+        doc_offsets=file.doc_offsets,
+        vocab_bytes=vocab_bytes,
+        vocab_offsets=vocab_offsets,
+        shipped=file.shipped(),
+    ) as writer:
+        for start, stop in file.runs(ROWS_AT_ONCE):
+            run = file.documents(start, stop)
+            _check_rows(run)
+            writer.write(run)
+    return file.header
+
+
+def _asked_for(
+    path: Path, prompts: Sequence[str | bytes], prompt_set_sha256: str, top_k: int
+) -> LogitFile:
+    """Open a contribution whose header says what the round wants. Raises: ContributionError."""
     header = TensorFile(path, LogitHeader).header
     if header.prompt_set_sha256 != prompt_set_sha256:
         raise ContributionError(
@@ -168,10 +212,7 @@ def check_logits(
         value = getattr(header, name)
         if not _SHA256.fullmatch(value) and (name, value) != ("pivot_sha256", ""):
             raise malformed(f"{name} is {value[:80]!r}, no sha256")
-    file = LogitFile(path, prompts)
-    for start, stop in file.runs(ROWS_AT_ONCE):
-        _check_rows(file.documents(start, stop))
-    return header
+    return LogitFile(path, prompts)
 
 
 def check_asked(

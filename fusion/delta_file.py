@@ -89,3 +89,20 @@ def check_delta(
                 "not_finite", f"{name} holds NaN or infinity: the model diverged; train it again"
             )
     return file.header
+
+
+def rewrite_delta(
+    path: Path, out: Path, *, pivot_sha256: str, shapes: Mapping[str, tuple[int, ...]]
+) -> DeltaHeader:
+    """Check as check_delta does, and write the values that were read as a file of our own.
+
+    Args: out: appears whole, or not at all. Its tensors have the order of `shapes`.
+    Raises: ContributionError.
+    """
+    header = check_delta(path, pivot_sha256=pivot_sha256, shapes=shapes)
+    file = TensorFile(path, DeltaHeader)
+    arrays = {name: Entry("float32", tuple(shape)) for name, shape in shapes.items()}
+    with TensorWriter(out, arrays, header) as writer:
+        for name in arrays:
+            writer.put(name, file.rows(name))
+    return header

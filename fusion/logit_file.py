@@ -82,6 +82,20 @@ class LogitFile:
             raise malformed(f"doc_offsets does not rise from 0 to {header.positions}")
         self._index_shipped()
 
+    @property
+    def vocabulary(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of every id, and [V+1] where each id's bytes start."""
+        return self._vocab_bytes, self._vocab_offsets
+
+    @property
+    def doc_offsets(self) -> NDArray[np.int64]:
+        """[D+1] first row of each document; the last entry is P."""
+        return self._doc_offsets
+
+    def shipped(self) -> NDArray[np.bool_]:
+        """[P] whether a row of ids is there."""
+        return self._shipped(0, self.header.positions)[0]
+
     def _read_vocabulary(self) -> None:
         """Read the bytes of every id, and find the smallest id of all bytes and its twins."""
         file, header = self._file, self.header

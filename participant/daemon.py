@@ -1,4 +1,4 @@
-"""The loop a data officer can read: train, take an assignment, ask the policy, release.
+"""The loop a data officer can read: train, take an assignment, let the guard release it.
 
 `python -m participant.daemon participant.toml`. It dials out and listens on nothing but a Unix
 socket in its own folder. Safe to kill at any line: started again, it goes on.
@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +25,8 @@ from participant.corpus import CorpusError
 from participant.desk import Desk
 from participant.durable import is_broken, is_full, only_one
 from participant.engine import Engine
-from participant.policy import Policy, PolicyRefusalError, check, load_policy
+from participant.guard import AwaitingApprovalError, Guard
+from participant.policy import PolicyRefusalError, load_policy
 from participant.renewal import Renewal
 from participant.spool import Entry, Spool
 from participant.stages.cpt import Expert
@@ -31,7 +34,6 @@ from participant.status import PAUSED, StatusServer
 from participant.training import Training
 from participant.work import Tell, Worker, progress_body
 from protos import logs
-from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.errors import RemoteError
 from protos.messages import Report
@@ -52,16 +54,16 @@ _LOG = logging.getLogger(__name__)
 class Participant:
     """One institution's daemon."""
 
-    def __init__(self, config: ParticipantConfig, policy: Policy, tell: Tell) -> None:
+    def __init__(self, config: ParticipantConfig, tell: Tell) -> None:
         self._config = config
-        self._policy = policy
         self._tell_out = tell
         self._stop = threading.Event()
         self._halt = threading.Event()  # the work in hand must end: stopping, or nobody waits
         self._expert = Expert(config.data_dir / "expert", config.corpus, config.model)
         self._training = Training(config, self._expert)
         self._spool = Spool(config.data_dir / "spool")
-        self._worker = Worker(config, policy, self._expert, self._spool, self._tell)
+        self._guard = Guard(config, self._spool)
+        self._worker = Worker(config, self._guard, self._expert, self._tell)
         self._ended: frozenset[str] = frozenset()
         self._engine_address = ""
         self._told_paused = False
@@ -81,7 +83,7 @@ class Participant:
             on_summons=self._on_summons,
         )
         self._renewal = Renewal(config.coordinator, config.tls.files())
-        self._desk = Desk(self._engine, self._spool, self._attendance.beat_now)
+        self._desk = Desk(self._engine, self._spool, self._attendance.beat_now, self._guard.waits)
 
     def stop(self) -> None:
         """Ask the loop to end at its next step; training writes a checkpoint first."""
@@ -94,7 +96,6 @@ class Participant:
         Raises: RemoteError when the coordinator refuses us for good. CorpusError. OSError when
             the disk fails: what was written before is in doubt.
         """
-        self._worker.egress.policy(sha256_of(self._config.policy))
         status = StatusServer(self._config.data_dir, self.status)
         status.open()
         self._engine.start()
@@ -126,6 +127,7 @@ class Participant:
             "paused": self._paused,
             "attending": self._attendance.attending,
             "working_rounds": [entry.round_id for entry in self._spool.unfinished()],
+            "awaiting_approval": self._guard.waiting(),
             "expert_version": facts.version,
             "expert_steps": facts.steps,
             "next_training": None if opens is None else opens.isoformat(),
@@ -158,10 +160,12 @@ class Participant:
             if entry.round_id in ended:
                 self._tell("round", {"round": entry.round_id, "status": "cancelled"})
                 self._desk.drop(entry.round_id)
+                self._guard.close(entry.round_id)
 
     def _serve(self, entry: Entry) -> None:
         """Answer one assignment, whatever it is: the other side must never wait for nothing."""
         assignment = entry.assignment
+        record = partial(self._worker.record, assignment, "report")
         self._halt.clear()
 
         def should_stop() -> bool:
@@ -172,14 +176,14 @@ class Participant:
         if should_stop():  # it came between the last look and clear()
             return
         try:
-            check(self._policy, assignment)
             report = entry.report or self._do(entry, should_stop)
         except PolicyRefusalError as error:
-            report = self._worker.refuse(assignment, str(error))
+            report = self._worker.refuse(assignment, error)
         except ManifestError as error:
-            _LOG.critical("%s: the pivot is refused: %s", assignment.round_id, error)
-            words = "the round's pivot is not to be believed; its keeper finds why in the local log"
-            report = self._worker.refuse(assignment, words)  # no paths of ours
+            report = self._worker.disbelieve(assignment, error)
+        except AwaitingApprovalError:
+            self._desk.tell(self._worker.wait(assignment), record)
+            return
         except Stopped:
             return  # it stays in the spool, or is dropped at the next step
         except Exception as error:
@@ -189,21 +193,16 @@ class Participant:
                 self._doing = {"doing": "waiting for the coordinator", "problem": str(error)}
                 self._stop.wait(RETRY_S)
                 return
-            _LOG.exception("assignment %s failed", assignment.round_id)
-            words = f"{type(error).__name__}: {error}"
-            if isinstance(error, CorpusError):
-                words = "the corpus cannot be read; its keeper finds the line in the local log"
-            report = self._worker.report(assignment, "failed", detail=words[:2000])
+            report = self._worker.failure(assignment, error)
         answered = self._spool.answer(entry, report)
-        self._desk.answer(answered, lambda size: self._worker.record(assignment, "report", size))
+        self._desk.answer(answered, record)
+        self._guard.close(assignment.round_id)
         self._tell("round", {"round": assignment.round_id, "status": report.status})
 
     def _do(self, entry: Entry, should_stop: Callable[[], bool]) -> Report:
-        client = Client(self._config.coordinator, self._config.tls.files(), self._halt)
-        try:
+        tls = self._config.tls.files()
+        with closing(Client(self._config.coordinator, tls, self._halt)) as client:
             return self._worker.do(entry, client, should_stop)
-        finally:
-            client.close()
 
     def _train(self) -> None:
         """Train until it is done, its window closes, or a round wants the finished expert."""
@@ -260,6 +259,7 @@ class Participant:
             working_rounds=[entry.round_id for entry in self._spool.unfinished()][:16],
             audit_seq=audit.seq,
             audit_head=audit.h if audit.seq else "",
+            awaiting_approval=self._guard.waiting()[:16],
         )
 
     def _on_joined(self, engine_address: str) -> None:
@@ -288,7 +288,7 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         config = load_config(Path(argv[0]))
-        policy = load_policy(config.policy)
+        load_policy(config.policy)  # said now rather than at the first round
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -296,7 +296,7 @@ def main(argv: list[str]) -> int:
     config.data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with only_one(config.data_dir):
-            participant = Participant(config, policy, _tell_stdout)
+            participant = Participant(config, _tell_stdout)
             on_stop_signal(participant.stop)
             participant.run()
     except Stopped:

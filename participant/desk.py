@@ -6,24 +6,34 @@ from contextlib import suppress
 
 from participant.engine import Engine, Task, TaskLostError
 from participant.spool import Entry, Spool
-from protos.messages import Assignment
+from protos.messages import Assignment, Report
 
 
 class Desk:
     """Takes tasks from the engine into the spool, and answers them."""
 
-    def __init__(self, engine: Engine, spool: Spool, on_change: Callable[[], None]) -> None:
-        """Args: on_change: called when the rounds in hand have changed."""
+    def __init__(
+        self,
+        engine: Engine,
+        spool: Spool,
+        on_change: Callable[[], None],
+        waits: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """Args: on_change: called when the rounds in hand have changed.
+
+        waits: whether nothing can be done for a round now, but to wait for somebody.
+        """
         self._engine = engine
         self._spool = spool
         self._on_change = on_change
+        self._waits = waits
         self._arrived: deque[Task] = deque()  # kept here when the disk has no room for them
         self._tasks: dict[str, Task] = {}
 
     @property
     def open(self) -> bool:
         """Whether there is anything to work on."""
-        return bool(self._tasks) or bool(self._spool.unfinished())
+        return self.next() is not None
 
     def take_in(self, timeout_s: float = 0.0) -> None:
         """Accept what the engine has brought: from here on it survives a power cut."""
@@ -45,7 +55,8 @@ class Desk:
     def next(self) -> Entry | None:
         """Whoever waits for an answer first, then what a crash left."""
         asked = [self._spool.get(round_id) for round_id in self._tasks]
-        return next((entry for entry in [*asked, *self._spool.unfinished()] if entry), None)
+        rest = [one for one in self._spool.unfinished() if not self._waits(one.round_id)]
+        return next((entry for entry in [*asked, *rest] if entry), None)
 
     def drop(self, round_id: str) -> None:
         """Forget a round for which nobody waits any more."""
@@ -60,9 +71,18 @@ class Desk:
         Args: record: writes the reply, of so many bytes, down before it leaves.
         """
         self.take_in()
-        if entry.report is not None and (task := self._tasks.get(entry.round_id)) is not None:
+        if entry.report is not None:  # else other work came in under this round's name
+            self.tell(entry.report, record)
+
+    def tell(self, report: Report, record: Callable[[int], None]) -> None:
+        """Reply, and so free the engine for other rounds; the work itself may go on.
+
+        Args: record: as of answer.
+        """
+        entry, task = self._spool.get(report.round_id), self._tasks.get(report.round_id)
+        if entry is not None and task is not None:
             attempt = {"attempt": entry.assignment.attempt}
-            payload = entry.report.model_copy(update=attempt).model_dump_json()
+            payload = report.model_copy(update=attempt).model_dump_json()
             record(len(payload.encode()))
             del self._tasks[entry.round_id]
             with suppress(TaskLostError):

@@ -47,12 +47,27 @@ def read_toml(path: Path, model: type[_Model]) -> _Model:
 
     Raises: ConfigError.
     """
+    return checked(path, toml_values(path), model)
+
+
+def toml_values(path: Path) -> dict[str, Any]:
+    """Parse a TOML file whose keys nobody has looked at yet.
+
+    Raises: ConfigError.
+    """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or no UTF-8
         raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def checked(path: Path, values: Mapping[str, Any], model: type[_Model]) -> _Model:
+    """Hold a file's values against their model.
+
+    Raises: ConfigError.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:

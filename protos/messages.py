@@ -55,7 +55,8 @@ class Report(Message):
 
     round_id: RoundId
     attempt: int = Field(ge=1)
-    status: Literal["committed", "refused", "failed"]
+    status: Literal["committed", "refused", "failed", "waiting"]
+    """waiting: for a person at the participant; another word, or the contribution, comes later."""
     detail: str = Field(default="", max_length=2000)
     """Why it was refused or failed, and what to do."""
     sha256: Sha256 | None = None

@@ -41,8 +41,7 @@ ControlName = Literal["sft", "infifusion", "uld", "minced", "gold", "uniform", "
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 PivotName = Annotated[str, StringConstraints(pattern=r"^pivot-[0-9]{1,9}$")]
-
-
+Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 _DISTILL_WEIGHT: Final = 0.7
 
 
@@ -90,6 +89,8 @@ class RoundSpec(Strict):
     """A name for people; the round's id is the coordinator's."""
     pivot: PivotName
     """The pivot to start from."""
+    purpose: Purpose = "general"
+    """What the round is for: participants' policies allow purposes by name."""
     participants: tuple[Name, ...] = Field(min_length=1, max_length=1000, strict=False)
     """Who is asked, by name. There is no "all"."""
     kind: Literal["logits", "weights"]

@@ -14,14 +14,35 @@ app.command()(egress)
 Home = Annotated[Path, typer.Argument(help="The participant's folder.")]
 
 _POLICY = """\
-# What may leave this institution. Everything is off until you say otherwise.
-ship_logits = false     # top-K log-probabilities of the expert on public prompts
-grow_experts = false    # ... of a copy of a received pivot that was trained on our text
-ship_scores = false     # the expert's own scores, a few numbers
-ship_weights = false    # weights of a copy of the pivot trained here; they tell more than logits
-max_top_k = 16
-max_positions_per_round = 200000
-submitters = []         # researchers whose rounds we join; empty: all
+# What may leave this institution. What no rule below allows, is refused.
+# The file is read anew for each round; one that cannot be read allows nothing.
+version = 2
+
+# One [[allow]] for each purpose you agree to. A round must fit exactly one of them.
+[[allow]]
+purpose = "general"      # as the round says it; "*": any
+submitters = ["*"]       # researchers by name; "*": all whom the coordinator lets in
+kinds = []               # what may leave; nothing until you name some of
+                         #   "logits"   top-K log-probabilities of the expert on public prompts
+                         #   "scores"   the expert's own scores, a few numbers
+                         #   "grown"    as logits, of a received pivot that read our text first
+                         #   "weights"  of a pivot trained here; they tell more than logits
+prompt_sets = ["*"]      # public texts that may be asked about: "sha256:..."; "*": any
+approval = "manual"      # each release waits for `cofuse approve`; "auto": none does
+# not_after = 2027-12-31 # the last day on which this rule holds, UTC
+
+[logits]
+k_max = 16                   # log-probabilities per position
+positions_per_round = 200000 # a position is one token of public text
+positions_per_30d = 2000000  # over all rounds of thirty days
+releases_per_prompt = 4      # rounds that may ever ask about one prompt set
+
+[weights]
+enabled = false          # weights need this as well as a rule
+
+[prompts]                # "block", "warn" or "off", when a prompt set
+overlap = "block"        #   shares thirteen words in a row with our text
+phi = "block"            #   holds what looks like a person's data
 """
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/v1/fleet.proto\x12\tcofuse.v1\"\'\n\x0bJoinRequest\x12\x18\n\x10software_version\x18\x01 \x01(\t\"#\n\tJoinReply\x12\x16\n\x0e\x65ngine_address\x18\x01 \x01(\t\"\xe3\x01\n\x04\x42\x65\x61t\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\x15\n\rclock_unix_ms\x18\x02 \x01(\x04\x12\x17\n\x0f\x66ree_disk_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x16\n\x0e\x65xpert_version\x18\x05 \x01(\x04\x12\x14\n\x0c\x65xpert_steps\x18\x06 \x01(\x04\x12\x14\n\x0c\x65xpert_age_s\x18\x07 \x01(\x04\x12\x16\n\x0eworking_rounds\x18\x08 \x03(\t\x12\x11\n\taudit_seq\x18\t \x01(\x04\x12\x12\n\naudit_head\x18\n \x01(\t\"q\n\x07Summons\x12\x10\n\x08summoned\x18\x01 \x01(\x08\x12\x14\n\x0c\x65nded_rounds\x18\x02 \x03(\t\x12\x17\n\x0f\x62\x65\x61t_interval_s\x18\x03 \x01(\r\x12\x11\n\taudit_seq\x18\x04 \x01(\x04\x12\x12\n\naudit_head\x18\x05 \x01(\t\"E\n\rCommitRequest\x12\x10\n\x08round_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"o\n\x07Receipt\x12\x10\n\x08round_id\x18\x01 \x01(\t\x12\x13\n\x0bparticipant\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x19\n\x11\x63ommitted_unix_ms\x18\x05 \x01(\x04\x32\xb4\x01\n\x05\x46leet\x12\x34\n\x04Join\x12\x16.cofuse.v1.JoinRequest\x1a\x14.cofuse.v1.JoinReply\x12\x31\n\x06\x41ttend\x12\x0f.cofuse.v1.Beat\x1a\x12.cofuse.v1.Summons(\x01\x30\x01\x12\x42\n\x12\x43ommitContribution\x12\x18.cofuse.v1.CommitRequest\x1a\x12.cofuse.v1.Receiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/v1/fleet.proto\x12\tcofuse.v1\"\'\n\x0bJoinRequest\x12\x18\n\x10software_version\x18\x01 \x01(\t\"#\n\tJoinReply\x12\x16\n\x0e\x65ngine_address\x18\x01 \x01(\t\"\xfe\x01\n\x04\x42\x65\x61t\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\x15\n\rclock_unix_ms\x18\x02 \x01(\x04\x12\x17\n\x0f\x66ree_disk_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x16\n\x0e\x65xpert_version\x18\x05 \x01(\x04\x12\x14\n\x0c\x65xpert_steps\x18\x06 \x01(\x04\x12\x14\n\x0c\x65xpert_age_s\x18\x07 \x01(\x04\x12\x16\n\x0eworking_rounds\x18\x08 \x03(\t\x12\x11\n\taudit_seq\x18\t \x01(\x04\x12\x12\n\naudit_head\x18\n \x01(\t\x12\x19\n\x11\x61waiting_approval\x18\x0c \x03(\t\"q\n\x07Summons\x12\x10\n\x08summoned\x18\x01 \x01(\x08\x12\x14\n\x0c\x65nded_rounds\x18\x02 \x03(\t\x12\x17\n\x0f\x62\x65\x61t_interval_s\x18\x03 \x01(\r\x12\x11\n\taudit_seq\x18\x04 \x01(\x04\x12\x12\n\naudit_head\x18\x05 \x01(\t\"E\n\rCommitRequest\x12\x10\n\x08round_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"o\n\x07Receipt\x12\x10\n\x08round_id\x18\x01 \x01(\t\x12\x13\n\x0bparticipant\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x19\n\x11\x63ommitted_unix_ms\x18\x05 \x01(\x04\x32\xb4\x01\n\x05\x46leet\x12\x34\n\x04Join\x12\x16.cofuse.v1.JoinRequest\x1a\x14.cofuse.v1.JoinReply\x12\x31\n\x06\x41ttend\x12\x0f.cofuse.v1.Beat\x1a\x12.cofuse.v1.Summons(\x01\x30\x01\x12\x42\n\x12\x43ommitContribution\x12\x18.cofuse.v1.CommitRequest\x1a\x12.cofuse.v1.Receiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINREPLY']._serialized_start=77
   _globals['_JOINREPLY']._serialized_end=112
   _globals['_BEAT']._serialized_start=115
-  _globals['_BEAT']._serialized_end=342
-  _globals['_SUMMONS']._serialized_start=344
-  _globals['_SUMMONS']._serialized_end=457
-  _globals['_COMMITREQUEST']._serialized_start=459
-  _globals['_COMMITREQUEST']._serialized_end=528
-  _globals['_RECEIPT']._serialized_start=530
-  _globals['_RECEIPT']._serialized_end=641
-  _globals['_FLEET']._serialized_start=644
-  _globals['_FLEET']._serialized_end=824
+  _globals['_BEAT']._serialized_end=369
+  _globals['_SUMMONS']._serialized_start=371
+  _globals['_SUMMONS']._serialized_end=484
+  _globals['_COMMITREQUEST']._serialized_start=486
+  _globals['_COMMITREQUEST']._serialized_end=555
+  _globals['_RECEIPT']._serialized_start=557
+  _globals['_RECEIPT']._serialized_end=668
+  _globals['_FLEET']._serialized_start=671
+  _globals['_FLEET']._serialized_end=851
 # @@protoc_insertion_point(module_scope)

@@ -19,7 +19,7 @@ class JoinReply(_message.Message):
     def __init__(self, engine_address: _Optional[str] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("software_version", "clock_unix_ms", "free_disk_bytes", "paused", "expert_version", "expert_steps", "expert_age_s", "working_rounds", "audit_seq", "audit_head")
+    __slots__ = ("software_version", "clock_unix_ms", "free_disk_bytes", "paused", "expert_version", "expert_steps", "expert_age_s", "working_rounds", "audit_seq", "audit_head", "awaiting_approval")
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLOCK_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     FREE_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class Beat(_message.Message):
     WORKING_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     AUDIT_SEQ_FIELD_NUMBER: _ClassVar[int]
     AUDIT_HEAD_FIELD_NUMBER: _ClassVar[int]
+    AWAITING_APPROVAL_FIELD_NUMBER: _ClassVar[int]
     software_version: str
     clock_unix_ms: int
     free_disk_bytes: int
@@ -40,7 +41,8 @@ class Beat(_message.Message):
     working_rounds: _containers.RepeatedScalarFieldContainer[str]
     audit_seq: int
     audit_head: str
-    def __init__(self, software_version: _Optional[str] = ..., clock_unix_ms: _Optional[int] = ..., free_disk_bytes: _Optional[int] = ..., paused: _Optional[bool] = ..., expert_version: _Optional[int] = ..., expert_steps: _Optional[int] = ..., expert_age_s: _Optional[int] = ..., working_rounds: _Optional[_Iterable[str]] = ..., audit_seq: _Optional[int] = ..., audit_head: _Optional[str] = ...) -> None: ...
+    awaiting_approval: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, software_version: _Optional[str] = ..., clock_unix_ms: _Optional[int] = ..., free_disk_bytes: _Optional[int] = ..., paused: _Optional[bool] = ..., expert_version: _Optional[int] = ..., expert_steps: _Optional[int] = ..., expert_age_s: _Optional[int] = ..., working_rounds: _Optional[_Iterable[str]] = ..., audit_seq: _Optional[int] = ..., audit_head: _Optional[str] = ..., awaiting_approval: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Summons(_message.Message):
     __slots__ = ("summoned", "ended_rounds", "beat_interval_s", "audit_seq", "audit_head")

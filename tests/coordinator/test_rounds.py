@@ -188,6 +188,19 @@ def test_a_commit_repeats_safely_and_never_changes() -> None:
         after(round_, Committed("z", "b" * 64, 5))
 
 
+def test_a_participant_that_waits_for_a_person_is_waited_for_and_not_asked_again() -> None:
+    round_ = after(collecting("a"), Reported("a", 1, "waiting", "for approval", "{}"))
+    (part,) = round_.parts
+    assert (part.status, part.awaited, part.attempt) == ("assigned", True, 1)
+    assert duties(round_) == {Deliver("rnd-1", "a", 1)}
+    half = NOW + ASSIGNMENT_LEASE_MS // 2
+    heard = after(round_, Heard("a", 1), now=half)  # its beats keep it so
+    assert after(heard, Tick(), now=NOW + ASSIGNMENT_LEASE_MS) == heard
+    assert after(heard, Committed("a", "a" * 64, 5), now=half).parts[0].awaited  # for its report
+    refused = after(heard, Reported("a", 1, "refused", "no", "{}"), now=half)
+    assert refused.parts[0].status == "refused"
+
+
 # --- leases ----------------------------------------------------------------------------------
 
 

@@ -22,8 +22,9 @@ from coordinator.happenings import (
 from coordinator.recurring import Standing
 from coordinator.rounds import RETRY_MS, State
 from coordinator.store import Store
-from coordinator.why import Facts, Finding, Seen, explain, when
+from coordinator.why import Facts, Finding, Seen, explain, seen_of, when
 from protos.errors import CofuseError
+from tests.coordinator import test_presence
 from tests.coordinator.test_recurring import SUNDAY, recurring
 from tests.coordinator.test_rounds import HOUR_MS, NOW, a_round, after, collecting, fusing
 
@@ -64,6 +65,8 @@ def test_a_round_that_waits_for_approval_says_who_and_how() -> None:
         (replace(HERE, paused=True), "b is paused", "cofuse participant resume"),
         (replace(HERE, free_bytes=12 << 20), "12 MiB of free disk", "free some"),
         (replace(HERE, skew_ms=-600_000), "clock is off by -600 s", "set it there"),
+        (replace(HERE, awaiting=frozenset({"rnd-1"})), "waits for its approval", "cofuse approve"),
+        (replace(HERE, awaiting=frozenset({"rnd-9"})), "has been asked (attempt 1)", "asked again"),
         (HERE, "has been asked (attempt 1)", "asked again at 22:23 UTC (in 10 min)"),
     ],
 )
@@ -77,6 +80,19 @@ def test_who_holds_up_a_round_is_named_with_the_reason(seen: Seen, says: str, do
     assert do in b.do
     assert c.says == "c refused: no"
     assert "policy.toml" in c.do
+
+
+def test_what_the_last_beat_said_is_what_is_known() -> None:
+    beat = replace(test_presence.seen(paused=True), clock_skew_ms=7, awaiting=frozenset({"rnd-1"}))
+    found = seen_of(
+        ["a", "b", "c"], {"a": beat, "b": None, "stranger": beat}, {"a": "it went back"}
+    )
+    assert found.keys() == {"a", "b", "c"}
+    a = found["a"]
+    assert (a.online, a.paused, a.skew_ms, a.awaiting) == (True, True, 7, {"rnd-1"})
+    assert (a.last_seen_unix_ms, a.free_bytes) == (beat.seen_unix_ms, beat.free_disk_bytes)
+    assert found["b"] == Seen(online=True)
+    assert found["c"] == Seen(online=False)
 
 
 def test_what_was_lost_is_told_until_it_is_found() -> None:

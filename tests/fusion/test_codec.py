@@ -18,6 +18,7 @@ from fusion.codec import (
     check_asked,
     check_logits,
     read_logits,
+    rewrite_logits,
     write_logits,
 )
 from fusion.contribution import (
@@ -479,3 +480,43 @@ def test_rows_chosen_otherwise_than_asked_are_refused(change: dict[str, Any]) ->
     check_asked(right, **asked)
     with pytest.raises(ContributionError, match="the round asks for"):
         check_asked(replace(right, **change), **asked)
+
+
+# ------------------------------------------------------------------------------------ rewriting
+def rewrite(path: Path, texts: list[bytes], top_k: int) -> bytes:
+    out = path.with_name("rewritten")
+    rewrite_logits(path, out, prompts=texts, prompt_set_sha256=SHA, top_k=top_k)
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["whole", "chosen", "samples"])
+def test_a_file_of_ours_is_rewritten_byte_for_byte(tmp_path: Path, kind: str) -> None:
+    contribution, dense = build(CUTS, [*vocabulary_of(CUTS), b"zz", b"q"], top_k=3)
+    if kind == "samples":
+        contribution = sampled(contribution, dense, draws=7)
+    elif kind == "chosen":
+        contribution = keep(contribution, np.arange(contribution.header.positions) % 2 > 0, SHA)
+    write_logits(tmp_path / "c", contribution)
+    assert rewrite(tmp_path / "c", PROMPTS, 3) == (tmp_path / "c").read_bytes()
+
+
+def test_what_a_writer_could_hide_in_the_layout_is_gone_after_rewriting(tmp_path: Path) -> None:
+    """The order of the header's keys, its spaces: each could spell a word."""
+    write_logits(tmp_path / "c", good())
+    honest = (tmp_path / "c").read_bytes()
+    size = int.from_bytes(honest[:8], "little")
+    table = json.loads(honest[8 : 8 + size])
+    hidden = json.dumps(dict(reversed(table.items())), indent=3).encode() + b" \n\t \n  "
+    (tmp_path / "h").write_bytes(len(hidden).to_bytes(8, "little") + hidden + honest[8 + size :])
+    check(tmp_path / "h", PROMPTS, 3)  # its values are good
+    assert rewrite(tmp_path / "h", PROMPTS, 3) == honest
+
+
+def test_a_file_that_would_be_refused_is_not_rewritten(tmp_path: Path) -> None:
+    contribution = good()
+    twice = contribution.topk_ids.copy()
+    twice[:, 1] = twice[:, 0]
+    write_logits(tmp_path / "c", replace(contribution, topk_ids=twice))
+    with pytest.raises(ContributionError):
+        rewrite(tmp_path / "c", PROMPTS, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]

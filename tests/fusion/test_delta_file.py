@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from fusion.codec import write_logits
 from fusion.contribution import ContributionError
-from fusion.delta_file import check_delta, read_delta, write_delta
+from fusion.delta_file import check_delta, read_delta, rewrite_delta, write_delta
 from fusion.tensor_file import TensorFile
 from tests.fusion.factories import SHA, build
 
@@ -108,3 +108,25 @@ def test_any_damage_is_refused_as_a_contribution_error_or_is_finite_numbers(
         _, arrays = read_delta(tmp_path / "d")
         assert {name: values.shape for name, values in arrays.items()} == SHAPES
         assert all(np.isfinite(values).all() for values in arrays.values())
+
+
+def test_a_rewritten_delta_has_the_same_values_and_no_order_of_its_own(tmp_path: Path) -> None:
+    made = []
+    for order in (list(SHAPES), list(reversed(SHAPES))):
+        write_delta(
+            tmp_path / "d", {n: delta()[n] for n in order}, pivot_sha256=SHA, steps=7, tokens=70
+        )
+        header = rewrite_delta(tmp_path / "d", tmp_path / "r", pivot_sha256=SHA, shapes=SHAPES)
+        assert (header.steps, header.tokens) == (7, 70)
+        made.append((tmp_path / "r").read_bytes())
+    assert made[0] == made[1]
+    for name, values in read_delta(tmp_path / "r")[1].items():
+        assert np.array_equal(values, delta()[name])
+
+
+def test_a_delta_that_would_be_refused_is_not_rewritten(tmp_path: Path) -> None:
+    bad = delta() | {"w": np.full((2, 3), np.nan, np.float32)}
+    write_delta(tmp_path / "d", bad, pivot_sha256=SHA, steps=1, tokens=1)
+    with pytest.raises(ContributionError):
+        rewrite_delta(tmp_path / "d", tmp_path / "r", pivot_sha256=SHA, shapes=SHAPES)
+    assert os.listdir(tmp_path) == ["d"]

@@ -190,7 +190,7 @@ def test_a_round_survives_the_kill_of_the_coordinator(story: Story) -> None:
 
 def test_a_policy_that_refuses_is_heard_and_the_round_fails_loudly(story: Story) -> None:
     assert story.weights.state == "FAILED"
-    assert "ship_weights is false" in story.weights.detail
+    assert "no rule allows weights" in story.weights.detail
     parts = {part.participant: part.status for part in story.weights.contributions}
     assert parts[HOSPITALS[1].name] == "refused"
 

@@ -114,13 +114,14 @@ def test_from_nothing_to_a_pivot(shell: Shell) -> None:
     shell.run("round", "approve", refused, *researcher, status=1)
     shell.run("round", "approve", refused, *operator)
     shell.run("round", "watch", refused, *researcher, status=1)
-    assert "ship_logits is false" in shell.run("round", "show", refused, *researcher)
+    assert "no rule allows logits" in shell.run("round", "show", refused, *researcher)
 
     # The institution changes its mind; the next round goes through.
     shell.started[-1].send_signal(signal.SIGTERM)
     assert shell.started[-1].wait(20) == 0
     policy = folder / "st-mary" / "policy.toml"
-    policy.write_text(policy.read_text().replace("ship_logits = false", "ship_logits = true"))
+    text = policy.read_text().replace("kinds = []", 'kinds = ["logits"]')
+    policy.write_text(text.replace('approval = "manual"', 'approval = "auto"'))
     shell.start("participant", "up", "st-mary")
     accepted = shell.run("round", "submit", "round.yaml", *researcher).strip()
     shell.run("round", "approve", accepted, *operator)

@@ -22,10 +22,10 @@ from coordinator.config import CoordinatorConfig
 from coordinator.main import serving
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant import daemon
+from participant.approvals import Approvals
 from participant.config import load_config
 from participant.daemon import Participant
 from participant.egress import releases
-from participant.policy import load_policy
 from participant.status import PAUSED, read_status
 from protos.config import TlsConfig, toml_text
 from protos.process import end, spawn
@@ -63,9 +63,7 @@ class Site:
 
     def start(self) -> None:
         config = load_config(self.home / "participant.toml")
-        self.participant = Participant(
-            config, load_policy(config.policy), lambda kind, body: self.told.append((kind, body))
-        )
+        self.participant = Participant(config, lambda kind, body: self.told.append((kind, body)))
         self.thread = threading.Thread(target=self.participant.run, daemon=True)
         self.thread.start()
 
@@ -280,6 +278,31 @@ def test_a_full_disk_is_said_and_waited_for_and_nothing_leaves_unrecorded(
     shipped = [one for one in releases(site.data) if one.what == "logits"]
     assert shipped[-1].round == round_id
     hub.cancel(round_id)
+
+
+def test_a_release_that_waits_for_a_person_holds_up_nothing_else(hub: Hub) -> None:
+    site, flat = hub.sites["a"], (hub.sites["a"].home / "policy.toml").read_text()
+    rule = '[[allow]]\nsubmitters = ["*"]\nkinds = ["logits"]\nprompt_sets = ["*"]\n'
+    rules = f'{rule}purpose = "watched"\n{rule}purpose = "free"\napproval = "auto"\n'
+    (site.home / "policy.toml").write_text(f"version = 2\n{rules}", encoding="utf-8")
+    watched = hub.submit("a", purpose="watched")
+
+    def why() -> str:
+        return " ".join(found.says for found in hub.operator.why(watched))
+
+    until(lambda: "a has its contribution ready, and waits for its approval there" in why())
+    free = hub.submit("a", purpose="free")
+    until(lambda: hub.status(free) == {"a": "committed"})
+    assert hub.status(watched) == {"a": "assigned"}
+    desk = Approvals(site.data / "approvals")
+    desk.decide(desk.find(watched), approved=True, by="mary")
+    until(lambda: hub.status(watched) == {"a": "committed"})
+    left = releases(site.data)
+    (line,) = [one for one in left if (one.round, one.what) == (watched, "logits")]
+    assert (line.approver, line.rule) == ("mary", "allow 1: watched")
+    (site.home / "policy.toml").write_text(flat, encoding="utf-8")
+    for round_id in (watched, free):
+        hub.cancel(round_id)
 
 
 @pytest.mark.slow

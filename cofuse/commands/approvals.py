@@ -1,0 +1,137 @@
+"""`cofuse approve`: a person of the institution looks at what would leave, and says yes or no."""
+
+import getpass
+import json
+import random
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cofuse.commands.connection import Json, fail
+
+if TYPE_CHECKING:
+    from participant.approvals import Approvals, Release
+
+SAMPLES: Final = 10
+"""Prompts that are shown of a release."""
+
+
+def approve(
+    what: Annotated[
+        str, typer.Argument(help="A release or its round; alone: the folder whose releases wait.")
+    ],
+    folder: Annotated[Path | None, typer.Argument(help="The participant's folder.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked.")] = False,
+    refuse: Annotated[
+        str, typer.Option(metavar="WHY", help="Say no; the submitter is told why.")
+    ] = "",
+    by: Annotated[str, typer.Option(help="Who decides; default: whoever is logged in.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show a finished release that waits for approval, and approve or refuse it.
+
+    `cofuse approve FOLDER` lists what waits. A release that nobody approves within 72 hours is
+    refused. The daemon goes on by itself.
+    """
+    from participant.approvals import FOLDER, ApprovalError, Approvals
+
+    if yes and refuse:
+        fail("found --yes and --refuse, wanted one of them", 2)
+    home = folder if folder is not None else Path(what)
+    data = _data_dir(home)
+    desk = Approvals(data / FOLDER)
+    try:
+        if folder is None:
+            _list(desk, home, as_json=as_json)
+            return
+        release = desk.find(what)
+        for line in _shown(release, data):
+            typer.echo(line, err=as_json)
+        if not (yes or refuse):
+            if not sys.stdin.isatty():
+                typer.echo("nothing is decided; decide with --yes or --refuse WHY", err=True)
+                return
+            yes = typer.confirm("let it leave?")
+            refuse = "" if yes else typer.prompt("why not? (the submitter is told)")
+        who = by or getpass.getuser()
+        decision = desk.decide(release, approved=yes, by=who, why=refuse)
+    except ApprovalError as error:
+        fail(error)
+    typer.echo("approved" if decision.approved else "refused", err=as_json)
+    if as_json:
+        answer = {"release": release.release_id, "approved": yes, "by": who, "why": refuse}
+        typer.echo(json.dumps(answer))
+
+
+def _list(desk: "Approvals", home: Path, *, as_json: bool) -> None:
+    """What waits, oldest first."""
+    found = desk.waiting()
+    for release in found:
+        size = f"{release.size_bytes:,} bytes"
+        who = f"{release.purpose} for {release.submitted_by}"
+        until = f"until {_moment(release.expires_unix_ms)}"
+        typer.echo(
+            f"{release.release_id:<24} {release.kind:<8} {size:>18}  {who}  {until}", err=as_json
+        )
+    if not found:
+        typer.echo("nothing waits for approval", err=True)
+    else:
+        typer.echo(f"look at one with: cofuse approve {found[0].release_id} {home}", err=True)
+    if as_json:
+        rows = [{"release": one.release_id, **one.model_dump()} for one in found]
+        typer.echo(json.dumps({"waiting": rows}))
+
+
+def _shown(release: "Release", data: Path) -> Iterator[str]:
+    """Everything that an approver should know."""
+    from participant.budget import FILE, Ledger
+    from participant.policy import PolicyRefusalError
+
+    yield f"release    {release.release_id}"
+    yield f"round      {release.round_id}, {release.purpose}, submitted by {release.submitted_by}"
+    yield f"rule       {release.rule}"
+    scores = ", and the expert's own scores" if release.scores else ""
+    if release.kind == "weights":
+        yield f"kind       weights of a pivot that was trained here{scores}"
+    else:
+        of = "the expert" if release.kind == "logits" else "a pivot that was trained here"
+        yield f"kind       top {release.top_k} log-probabilities of {of}{scores}"
+        yield f"positions  {release.positions:,}"
+    yield f"bytes      {release.size_bytes:,}, sha256 {release.sha256}"
+    try:
+        after = Ledger(data / FILE).used()
+    except PolicyRefusalError as error:
+        fail(error.here)
+    before = max(0, after - release.positions)
+    yield f"budget     {before:,} positions of 30 days before, {after:,} with it"
+    yield f"decide     until {_moment(release.expires_unix_ms)}"
+    yield from _samples(data / "rounds" / release.round_id / "prompts.jsonl")
+
+
+def _samples(prompts: Path) -> Iterator[str]:
+    """Some of the public texts, the same ones at each look."""
+    from protos.public_sets import read_prompts
+
+    if prompts.exists():
+        texts = read_prompts(prompts)
+        yield f"prompts    {min(SAMPLES, len(texts))} of {len(texts)}:"
+        for number in sorted(random.Random(0).sample(range(len(texts)), min(SAMPLES, len(texts)))):  # noqa: S311 - a sample, no secret
+            yield f"  {number + 1:>6}  {texts[number][:200]!r}"
+
+
+def _moment(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _data_dir(home: Path) -> Path:
+    from participant.config import load_config
+    from protos.config import ConfigError
+
+    try:
+        return load_config(home / "participant.toml").data_dir
+    except ConfigError as error:
+        fail(error, 2)
