@@ -10,7 +10,7 @@ demo: .venv/.ok  ## a whole federation on this machine
 	$(BIN)/cofuse demo $(DEMO_ARGS)
 
 test: .venv/.ok  ## the fast suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.ok  ## the long tests
 	$(BIN)/python -m pytest -m slow

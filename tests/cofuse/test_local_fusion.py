@@ -23,7 +23,6 @@ FILES = {
     "SHA256SUMS",
 }
 # One worker: the fixture that all need is made once.
-pytestmark = pytest.mark.xdist_group("local-fusion")
 Events = list[tuple[str, dict[str, Any]]]
 
 

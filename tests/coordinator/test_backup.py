@@ -221,7 +221,6 @@ def test_the_copy_before_an_upgrade_comes_back_to_its_files(
     again.close()
 
 
-@pytest.mark.xdist_group("postgres")
 def test_a_federation_moves_to_postgres_and_back(
     archive: Archive, tmp_path: Path, new_postgres: Callable[[], str]
 ) -> None:

@@ -23,7 +23,7 @@ from coordinator.sqlite import file_system, is_network
 from coordinator.store_errors import StoreError
 from protos.errors import CofuseError
 
-DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))]
+DATABASES = ["sqlite", "postgres"]
 
 
 @pytest.fixture(params=DATABASES)
@@ -305,7 +305,6 @@ def server(new_postgres: Callable[[], str]) -> Iterator[tuple[Database, Callable
     database.close()
 
 
-@pytest.mark.xdist_group("postgres")
 def test_a_lost_connection_costs_at_most_the_write_at_hand(server: Any) -> None:
     database, cut = server
     database.lead()
@@ -326,7 +325,6 @@ def test_a_lost_connection_costs_at_most_the_write_at_hand(server: Any) -> None:
     assert numbers(database) == {1, 2, 5}
 
 
-@pytest.mark.xdist_group("postgres")
 def test_who_lost_the_lead_never_writes_again(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     database, cut = server
     reasons: list[str] = []
@@ -348,7 +346,6 @@ def test_who_lost_the_lead_never_writes_again(server: Any, monkeypatch: pytest.M
     assert numbers(database) == {1, 2}
 
 
-@pytest.mark.xdist_group("postgres")
 def test_two_that_do_not_lead_write_in_turn(new_postgres: Callable[[], str]) -> None:
     """As on SQLite: a read and a write of one transaction are not torn apart by another program."""
     url = new_postgres()
@@ -372,7 +369,6 @@ def test_two_that_do_not_lead_write_in_turn(new_postgres: Callable[[], str]) -> 
         database.close()
 
 
-@pytest.mark.xdist_group("postgres")
 def test_every_connection_waits_for_the_disk(new_postgres: Callable[[], str]) -> None:
     url = new_postgres().replace("&options=", "&options=-csynchronous_commit%3Doff%20")
     database = open_database(url)

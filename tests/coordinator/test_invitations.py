@@ -135,7 +135,6 @@ def test_a_token_of_one_role_is_never_another_ones(
     assert [identity for identity, _ in issue.issued] == [ANNA]
 
 
-@pytest.mark.xdist_group("postgres")
 def test_postgres_keeps_the_same_promises(
     new_postgres: Callable[[], str], issue: Authority
 ) -> None:

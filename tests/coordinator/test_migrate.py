@@ -62,9 +62,7 @@ def schema(database: Database) -> str | None:
         return schema_of(connection)
 
 
-@pytest.mark.parametrize(
-    "kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))]
-)
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_the_revisions_make_the_tables_that_the_program_has(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -115,9 +113,7 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*before*"))
 
 
-@pytest.mark.parametrize(
-    "kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))]
-)
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_an_upgrade_that_breaks_leaves_the_old_schema_and_a_copy(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

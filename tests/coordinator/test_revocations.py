@@ -29,9 +29,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return now
 
 
-@pytest.mark.parametrize(
-    "kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.xdist_group("postgres"))]
-)
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_a_serial_is_one_certificate_for_ever(kind: str, request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue("new_postgres")() if kind == "postgres" else "sqlite://"
     listed = Revocations(Store(url).database)

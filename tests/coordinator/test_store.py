@@ -16,7 +16,7 @@ DATABASES = [
     "memory",
     "sqlite",
     # One group: only one of several test processes starts the server.
-    pytest.param("postgres", marks=pytest.mark.xdist_group("postgres")),
+    "postgres",
 ]
 
 

@@ -559,6 +559,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_participant_that_is_killed_leaves_no_process_and_starts_again(
     consortium: Consortium,
 ) -> None:

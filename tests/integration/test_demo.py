@@ -15,7 +15,7 @@ from cofuse.demo.run import DemoError, DemoPlan, DemoResult, _clear, claims, run
 from cofuse.demo.screen import screen
 from cofuse.demo.settings import TINY
 
-pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_demo_answers_with_all_its_keys(
@@ -67,6 +67,7 @@ def test_ctrl_c_ends_everything_it_started(tmp_path: Path) -> None:
     assert out == ""
 
 
+@pytest.mark.slow
 def test_a_killed_demo_takes_its_processes_along(tmp_path: Path) -> None:
     demo = _training_demo(tmp_path)
     children = psutil.Process(demo.pid).children(recursive=True)

@@ -30,7 +30,7 @@ from tests.data.runs import eight_word_runs
 from tests.integration.recorder import Recorder
 from trust.pivot_manifest import MANIFEST_FILE
 
-pytestmark = [pytest.mark.xdist_group("federation"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 HOSPITALS = TINY.hospitals[:2]
 
 

@@ -150,6 +150,7 @@ def test_a_coordinator_of_another_authority_never_hears_the_secret(
     assert not (tmp_path / "ca.pem").exists()
 
 
+@pytest.mark.slow
 def test_who_has_copied_the_authoritys_certificate_cannot_speak_for_it(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from cofuse.demo.corpora import Limits, departments
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from protos.public_sets import write_prompts
 
-pytestmark = [pytest.mark.xdist_group("journey"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 _SMALL = """
 [model]
 architecture = "gpt_neox"

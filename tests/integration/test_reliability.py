@@ -13,7 +13,7 @@ from benchmarks.reliability_witness import Witness, double_fused, lost, promises
 from cofuse.sdk import Pivot
 from protos.chunks import sha256_of
 
-pytestmark = [pytest.mark.xdist_group("federation"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.slow

@@ -132,6 +132,7 @@ def test_a_coordinator_that_is_away_is_asked_again_in_the_background(
     assert asked == ["127.0.0.1:1", "127.0.0.1:1", hub.address]
 
 
+@pytest.mark.slow
 def test_a_coordinator_without_the_authoritys_key_says_so(
     root: Path, member: TlsFiles, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ from tests.integration.recorder import Recorder
 from trust import audit
 from trust.ca import create_authority, new_identity, sign_request
 
-pytestmark = [pytest.mark.xdist_group("summons"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 TEXTS = ["Aortic valve stenosis is a narrowing.", "Atrial fibrillation is an arrhythmia."]
 NAMES = ("a", "b", "c", "d", "e")
 PATIENCE_S = 180.0

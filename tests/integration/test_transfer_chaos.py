@@ -48,6 +48,7 @@ def test_a_gigabyte_cut_fifty_times_sends_little_twice(
     check_cuts(start_site(), tmp_path, 1024 * MIB, 50)
 
 
+@pytest.mark.slow
 def test_a_slow_link_that_resets_is_not_given_up_while_bytes_advance(
     start_site: Callable[..., Site], tmp_path: Path
 ) -> None:

@@ -21,8 +21,6 @@ from cofuse.cli import app
 from fusion.models import load_model
 from tests.cofuse.local_models import MERGE, SPEC, lay_out, write_spec
 
-pytestmark = pytest.mark.xdist_group("local-fusion")
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
