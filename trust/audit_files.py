@@ -96,6 +96,8 @@ def open_chain(path: Path) -> Chain:
     Raises: AuditError for a folder that holds none, and for unreadable checkpoints. KeyFileError.
         OSError.
     """
+    if not path.exists():
+        raise AuditError(f"{path}: found no audit chain; it begins with the first start")
     folder = path if path.is_dir() else path.parent
     paths = segments(path) if path.is_dir() else [path]
     if not paths and not (folder / CHECKPOINTS).exists():

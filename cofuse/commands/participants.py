@@ -58,9 +58,13 @@ def init(
     from protos.config import toml_text
     from trust.ca import IdentityError, new_identity
 
+    joined = (home / "certificate.pem").exists() and not (home / "participant.toml").exists()
     try:
         documents = read_corpus(corpus)
-        new_identity(home, "participant", name)
+        if joined:  # with a token, before this: the key is there and certified
+            _must_be(home, name)
+        else:
+            new_identity(home, "participant", name)
     except (CorpusError, IdentityError, FileExistsError) as error:
         fail(error, 2)
     settings = {
@@ -82,15 +86,27 @@ def init(
     (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
     (home / "policy.toml").write_text(_POLICY, encoding="utf-8")
     typer.echo(f"{len(documents)} documents found; none of them leaves", err=True)
-    typer.echo(
-        f"send {home / 'request.csr'} to the operator; put what comes back here as", err=True
-    )
-    typer.echo(
-        "certificate.pem, ca.pem and pivot-signer.pem; read policy.toml: nothing leaves until you "
-        "allow it",
-        err=True,
-    )
+    if not joined:
+        typer.echo(
+            f"join with the operator's token: cofuse join HOST:PORT TOKEN {home}; or send\n"
+            f"{home / 'request.csr'} to the operator, and put what comes back here as\n"
+            "certificate.pem, ca.pem and pivot-signer.pem",
+            err=True,
+        )
+    typer.echo("read policy.toml: nothing leaves until you allow it", err=True)
     typer.echo(f"then start with: cofuse participant up {home}", err=True)
+
+
+def _must_be(home: Path, name: str) -> None:
+    """Raise IdentityError unless the certificate in `home` is the participant's."""
+    from trust.identity import Identity, IdentityError, leaf_of
+
+    wanted = Identity("participant", name)
+    if (found := leaf_of((home / "certificate.pem").read_bytes()).identity) != wanted:
+        raise IdentityError(
+            f"{home / 'certificate.pem'}: found {found.uri}, wanted {wanted.uri}: say the name "
+            "that the token was for, or choose another folder"
+        )
 
 
 @app.command()

@@ -11,7 +11,7 @@ from coordinator.config import load_config
 from coordinator.main import serving
 from coordinator.revocations import Revocations
 from coordinator.store import Store
-from trust.ca import sign_request
+from trust.ca import new_identity, sign_request
 from trust.identity import Identity, Leaf, fingerprint
 from trust.tokens import parse_token
 
@@ -145,3 +145,26 @@ def test_from_an_invitation_to_a_renewed_certificate_and_its_end(tmp_path: Path)
         status, _, said = run("join", running.enroll_address, token, tmp_path / "again")
         assert status == 1
         assert "has been used" in said
+
+
+def test_who_joined_first_is_set_up_afterwards_under_the_same_name_only(
+    home: Path, tmp_path: Path
+) -> None:
+    """What `cofuse join` leaves is a key and its certificate; init keeps both."""
+    site = tmp_path / "site"
+    request = new_identity(site, "participant", "st-anna")
+    signed = sign_request(home / "ca", request, role="participant", name="st-anna")
+    (site / "certificate.pem").write_bytes(signed)
+    key = (site / "key.pem").read_bytes()
+    corpus = tmp_path / "notes.jsonl"
+    corpus.write_text('{"text": "Patient 1 rests well."}\n', encoding="utf-8")
+    words = ("participant", "init", site, "--coordinator", "hub:1", "--corpus", corpus, "--name")
+    code, _, err = run(*words, "north")
+    assert (code, "wanted cofuse://participant/north" in err) == (2, True)
+    assert not (site / "participant.toml").exists()
+    assert run(*words, "st-anna")[0] == 0
+    assert (site / "key.pem").read_bytes() == key
+    assert (site / "policy.toml").exists()
+    before = (site / "participant.toml").read_bytes()
+    assert run(*words, "st-anna")[0] == 2
+    assert (site / "participant.toml").read_bytes() == before
