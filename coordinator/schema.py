@@ -1,5 +1,6 @@
 """Which schema a database has, and how it gets another: by coordinator/migrations/."""
 
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,8 @@ from sqlalchemy import Connection, inspect
 
 SCRIPTS: Final = Path(__file__).parent / "migrations"
 _FIRST: Final = "0001"
+ALEMBIC: Final = threading.Lock()
+"""Its context is the whole process's; the engine brings its own database up beside ours."""
 
 
 def noted_schema(connection: Connection) -> str | None:
@@ -37,6 +40,7 @@ def bring_to(connection: Connection, revision: str, scripts: Path = SCRIPTS) -> 
     config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    if noted_schema(connection) is None and (found := schema_of(connection)):
-        command.stamp(config, found)
-    command.upgrade(config, revision)
+    with ALEMBIC:
+        if noted_schema(connection) is None and (found := schema_of(connection)):
+            command.stamp(config, found)
+        command.upgrade(config, revision)

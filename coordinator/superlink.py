@@ -54,6 +54,7 @@ from coordinator.engine import (
 )
 from coordinator.flower_run import Post, Run
 from coordinator.gate import Gate, PortTls, PublicPort
+from coordinator.schema import ALEMBIC
 from trust.identity import Leaf
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ class SuperLink:
         self._config.state_dir.mkdir(parents=True, exist_ok=True)
         database = str(self._config.state_dir / "flower.sqlite")
         _, states = get_objectstore_linkstate_factories(database, get_federation_manager())
-        self._state = states.state()
+        with ALEMBIC:
+            self._state = states.state()
         for run in self._state.get_run_info(
             statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]
         ):

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from trust.chain import MAX_LINE_BYTES, START, AuditError, Head, read_record
 from trust.checkpoints import Checkpoint, Verdict, make_checkpoint, read_checkpoint, verify_chain
+from trust.files import sync_folder
 from trust.keys import PUBLIC_SUFFIX, load_private, load_public, save_public
 
 KEY: Final = "audit.key"
@@ -166,11 +167,7 @@ def append(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     if fresh:
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_folder(path.parent)
 
 
 def now_unix_ms() -> int:

@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from trust.files import replace_with, write_new
+
 PUBLIC_SUFFIX: Final = ".pub"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -45,7 +47,7 @@ def new_key(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        _write(draft, pem, 0o600)
+        write_new(draft, pem, 0o600)
         path.hardlink_to(draft)  # a rename would overwrite
     finally:
         draft.unlink(missing_ok=True)
@@ -55,11 +57,8 @@ def new_key(path: Path) -> str:
 
 def save_public(key: Ed25519PublicKey, path: Path) -> None:
     """Write a public key as PEM, whole."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    _write(draft, key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), 0o644)
-    draft.replace(path)
-    _sync(path.parent)
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    replace_with(path, pem, 0o644)
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
@@ -119,19 +118,3 @@ def _parsed(path: Path, parse: Callable[[bytes], object]) -> object:
         return parse(path.read_bytes())
     except (ValueError, TypeError) as error:
         raise KeyFileError(f"{path}: found no key ({error}), wanted one in PEM") from error
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,7 +5,6 @@ One JSON file, outside every model folder: whoever can replace a model cannot tu
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trust.files import replace_with
 from trust.pivot_manifest import Manifest, ManifestError, Name, Sha256
 
 MAX_SEEN_BYTES: Final = 16 << 20
@@ -71,7 +71,8 @@ def note_seen(path: Path, manifest: Manifest) -> None:
             pivots={**before.pivots, manifest.name: manifest.content_sha256},
         )
         if after != before:
-            _write(path, _Seen(lineages={**seen.lineages, key: after}))
+            text = _Seen(lineages={**seen.lineages, key: after}).model_dump_json(indent=1)
+            replace_with(path, f"{text}\n".encode(), 0o644)
 
 
 def _key(manifest: Manifest) -> str:
@@ -89,20 +90,6 @@ def _read(path: Path) -> _Seen:
             f"{path} cannot be read ({type(error).__name__}), so nobody knows which pivots were "
             "accepted before: restore it, or move it away to begin anew"
         ) from None
-
-
-def _write(path: Path, seen: _Seen) -> None:
-    draft = path.with_name(f".{path.name}.new")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(seen.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
