@@ -333,7 +333,10 @@ def _take_home(
 ) -> None:
     """Download the pivot and add its numbers to the tables."""
     kind = PIVOT_OF[name]
-    folder = researcher.download_pivot(final.pivot_name, plan.out / "pivots" / final.pivot_name)
+    # The rounds run side by side, so whichever ends first has the lower version; we want each.
+    folder = researcher.download_pivot(
+        final.pivot_name, plan.out / "pivots" / final.pivot_name, older=True
+    )
     result.pivots[kind] = str(folder)
     evals = researcher.pivot(final.pivot_name).evals
     for table, found in ((result.bpb, evals["bpb"]), (result.accuracy, evals["accuracy"])):
