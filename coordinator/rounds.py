@@ -175,6 +175,9 @@ def _commit(round_: Round, part: Part, made: Committed, now: int) -> Part:
         sha256=made.sha256,
         size_bytes=made.size_bytes,
         committed_unix_ms=now,
+        # Whose attempt has ended in words (it waited for a person, or was lost) reports to nobody
+        # now: it is asked again. The others' reports are on their way.
+        lease_unix_ms=now if part.detail else part.lease_unix_ms,
         detail="",
     )
 
@@ -182,9 +185,9 @@ def _commit(round_: Round, part: Part, made: Committed, now: int) -> Part:
 def _listen(part: Part, happening: Reported | Heard | Lost, now: int) -> Part:
     if part.status == "committed":
         # Nothing undoes it, and whichever attempt tells of it tells the same.
-        return (
-            replace(part, report_json=happening.body) if isinstance(happening, Reported) else part
-        )
+        if isinstance(happening, Reported) and happening.status != "waiting":
+            return replace(part, report_json=happening.body)
+        return part
     if part.status != "assigned" or happening.attempt not in (None, part.attempt):
         return part  # an older attempt's; the newer one is at work
     match happening:
@@ -270,7 +273,7 @@ def _fresh(lease_unix_ms: int, now: int, longest_ms: int) -> bool:
 
 
 def _ask_again(part: Part, now: int) -> Part:
-    if part.status != "assigned" or not _over(part.lease_unix_ms, now, ASSIGNMENT_LEASE_MS):
+    if not part.awaited or not _over(part.lease_unix_ms, now, ASSIGNMENT_LEASE_MS):
         return part
     return _again(part, now)
 

@@ -201,6 +201,21 @@ def test_a_participant_that_waits_for_a_person_is_waited_for_and_not_asked_again
     assert refused.parts[0].status == "refused"
 
 
+@pytest.mark.parametrize(
+    "word", [Reported("a", 1, "waiting", "for approval", "{}"), Lost("a", 1, "its node is gone")]
+)
+def test_whose_attempt_ended_before_the_contribution_came_is_asked_for_the_report(
+    word: Reported | Lost,
+) -> None:
+    round_ = after(collecting("a"), word, Committed("a", "a" * 64, 5), Tick())
+    assert duties(round_) == {Deliver("rnd-1", "a", 2)}
+    assert after(round_, Reported("a", 1, "waiting", "", "{}")) == round_  # late, and no last word
+    told = after(round_, Reported("a", 2, "committed", "", "{}"), Tick())
+    assert told.state is State.FUSING
+    (part,) = after(collecting("a"), Committed("a", "a" * 64, 5), Tick()).parts
+    assert part.attempt == 1  # whose attempt is open reports to it
+
+
 # --- leases ----------------------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ def test_what_is_too_large_is_refused_without_memory(start_site: Callable[..., S
     assert refused in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNIMPLEMENTED)
     del large
     assert psutil.Process().memory_info().rss - before < 200 * MIB  # 64 of it were the sender's
-    assert slowest_honest_call_s(site) < 1.0
+    assert slowest_honest_call_s(site) < 4.0
 
 
 def test_silent_streams_of_one_caller_leave_room_for_the_others(
@@ -138,7 +138,7 @@ def test_who_shows_no_certificate_is_hung_up_on_and_nobody_waits(
             stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(300)
         ]
         begun = time.monotonic()
-        assert slowest_honest_call_s(site) < 1.0
+        assert slowest_honest_call_s(site) < 4.0
         idle[0].send(b"\x16")
         for one in idle:
             one.settimeout(2 * HANDSHAKE_S + 5)
