@@ -43,8 +43,12 @@ def _check_deltas(spec: LocalSpec, pivot: Model) -> None:
 
 
 def try_merge(spec: LocalSpec, kinds: Mapping[str, Kind]) -> MergeReport | None:
-    """Merge without writing, for the statistics; None when there are no models to merge."""
-    if spec.round.method != "merge" or "model" not in kinds.values():
+    """Merge without writing, for the statistics.
+
+    Returns: None when there are no models to merge, or the merge reads the models' gradients.
+    """
+    merges = spec.round.method == "merge" and "model" in kinds.values()
+    if not merges or spec.round.merge == "fisher":
         return None
     nowhere = spec.pivot / "never-written"
     settings = merge_settings(spec.round)

@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save_file
+
 from coordinator.fuse_worker import score
 from coordinator.merging import merge_settings
+from fusion.fisher import fisher_on_texts
 from fusion.merge_files import merge_directories
 from fusion.models import load_model
 from participant.export import extract_as_asked
@@ -46,13 +49,28 @@ def make_merged(
     """Write the merge of the sources' models around the pivot, tensor by tensor."""
     out = Path(task["merged"])
     out.parent.mkdir(parents=True, exist_ok=True)
+    spec = RoundSpec.model_validate_json(json.dumps(task["spec"]))
+    fisher = None
+    if spec.merge == "fisher":
+        fisher = {row["name"]: _fisher_file(task, row, spec) for row in task["sources"]}
     merge_directories(
         Path(task["pivot"]),
         {source["name"]: Path(source["path"]) for source in task["sources"]},
         out,
-        merge_settings(RoundSpec.model_validate_json(json.dumps(task["spec"]))),
+        merge_settings(spec),
+        fisher=fisher,
         on_progress=on_progress,
     )
+
+
+def _fisher_file(task: dict[str, Any], source: dict[str, Any], spec: RoundSpec) -> Path:
+    """Measure a source on the prompt set; one model is in memory at a time."""
+    path = Path(task["merged"]).with_name(f"fisher-{source['name']}.safetensors")
+    _tell("progress", phase="fisher", source=source["name"])
+    texts = read_prompts(Path(task["prompts"]))
+    model = load_model(Path(source["path"]))
+    save_file(fisher_on_texts(*model, texts, seq_len=spec.training.seq_len, seed=spec.seed), path)
+    return path
 
 
 def make_scores(task: dict[str, Any], source: dict[str, Any]) -> None:

@@ -87,7 +87,8 @@ def merge_runs(job: FuseJob) -> Path:
     else:
         runs = {n: job.directory / "runs" / f"pairwise-{n}" / "model" for n in job.contributions}
         deltas = copies_as_deltas(pivot, runs)
-    _whole(out, lambda partial: write_merged(job.spec, pivot, deltas, partial))
+    texts = [prompt.text for prompt in read_prompt_set(job.prompts)] if job.prompts else []
+    _whole(out, lambda partial: write_merged(job.spec, pivot, deltas, texts, partial))
     return out
 
 

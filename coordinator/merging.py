@@ -1,9 +1,10 @@
 """From copies of the pivot, or deltas of it, to one pivot: merged once, or by an outer step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from fusion.fisher import fisher_on_texts
 from fusion.merge import MERGES, MergeSettings, State, merge, subtract
 from fusion.models import load_model, load_parameter_arrays, parameter_arrays, save_model
 from fusion.outer import OuterSettings, load_outer, outer_step, save_outer
@@ -14,17 +15,27 @@ OUTER_FILE: Final = "outer.safetensors"
 """What the outer optimizer remembers, beside the weights of the pivot that it made."""
 
 
-def write_merged(spec: RoundSpec, pivot: Path, deltas: Mapping[str, State], out: Path) -> None:
+def write_merged(
+    spec: RoundSpec, pivot: Path, deltas: Mapping[str, State], texts: Sequence[str], out: Path
+) -> None:
     """Write the model folder that the deltas of a pivot make, merged as the spec says.
 
     Args: pivot: its model folder, with what an outer optimizer remembers, if it does. deltas: by
-        source.
+        source. texts: the prompt set, on which merge fisher measures each source; others need none.
     Raises: MergeError when they do not fit.
     """
     model, tokenizer = load_model(pivot)
     base = parameter_arrays(model)
     if spec.outer is None:
-        load_parameter_arrays(model, merge(base, deltas, merge_settings(spec)))
+        fisher: dict[str, State] = {}
+        if spec.merge == "fisher":
+            for name, delta in deltas.items():
+                load_parameter_arrays(model, {key: base[key] + delta[key] for key in base})
+                how = {"seq_len": spec.training.seq_len, "seed": spec.seed}
+                fisher[name] = fisher_on_texts(model, tokenizer, texts, **how)
+        load_parameter_arrays(
+            model, merge(base, deltas, merge_settings(spec), fisher=fisher or None)
+        )
         return save_model(model, tokenizer, out)
     settings, memory = OuterSettings(method=spec.outer), pivot / OUTER_FILE
     state = None

@@ -5,17 +5,46 @@ Made where the text is; it is shaped as the weights, and method `fisher` of fusi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fp8.batches import count_tokens, part_of
-from fp8.train import Loss
+from fp8.batches import count_tokens, packed_batches, part_of
+from fp8.train import Loss, causal_lm_loss
 from fusion.merge_settings import MergeError
+from fusion.models import encode_documents
+
+MEASURED_SEQUENCES: Final = 128
+"""How many windows of a prompt set Fisher information is measured on: a backward pass each."""
+
+
+def fisher_on_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    *,
+    seq_len: int,
+    seed: int,
+) -> dict[str, NDArray[np.float32]]:
+    """Return diagonal_fisher() on MEASURED_SEQUENCES windows of the texts, drawn by the seed.
+
+    Args: seq_len: tokens of a window.
+    Raises: MergeError when the texts fill no window, or a gradient is not finite.
+    """
+    tokens = encode_documents(tokenizer, texts)
+    if len(tokens) <= seq_len:
+        raise MergeError(
+            f"found {len(tokens)} tokens of text to measure Fisher information on, wanted more "
+            f"than seq_len, {seq_len}: give a larger prompt set, or a smaller training.seq_len"
+        )
+    rows = packed_batches(tokens, batch_size=1, seq_len=seq_len, seed=seed)
+    windows = min(MEASURED_SEQUENCES, (len(tokens) - 1) // seq_len)
+    return diagonal_fisher(model, map(rows, range(windows)), causal_lm_loss)
 
 
 def diagonal_fisher(

@@ -30,10 +30,11 @@ MergeName = Literal[
     "slerp",
     "karcher",
     "wudi",
+    "fisher",
     "iso_c",
     "tsv",
 ]
-"""fusion.merge.MERGES but fisher, which needs more than a delta."""
+"""fusion.merge.MERGES; fisher is measured on the prompt set."""
 OuterName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "diloco"]
 OWN_LOSSES: Final = ("span_kl", "p_kl")
 """They take the spec's distill_weight; a published method keeps the one it was published with."""
@@ -164,6 +165,10 @@ class RoundSpec(Strict):
             (
                 self.kind == "logits" and self.prompts is None,
                 "prompts: a logits round needs a public prompt set; give its file",
+            ),
+            (
+                self.method != "unified" and self.merge == "fisher" and self.prompts is None,
+                "merge: fisher measures each source on a public prompt set; give its file",
             ),
             (
                 self.grow is not None and self.kind != "logits",

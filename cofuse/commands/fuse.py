@@ -118,6 +118,8 @@ def _teller(bars: Screen) -> Any:
             bars.show("merging", body["done"], body["total"], "tensors")
         elif phase == "score":
             bars.say(f"measuring {body['source']}")
+        elif phase == "fisher":
+            bars.say(f"{body['source']}: Fisher information")
         elif kind == "fused":
             bars.say("fused; measuring")
 

@@ -14,7 +14,11 @@ from transformers import AutoModelForCausalLM
 from cofuse import local_fusion
 from cofuse.local_check import Checked, check
 from cofuse.local_fusion import LocalFusionError, fuse_locally, lay_down
+from cofuse.local_sources import make_merged
 from cofuse.local_spec import load_local_spec
+from coordinator.merging import copies_as_deltas, write_merged
+from protos.public_sets import read_prompts
+from protos.spec import SpecError
 from tests.cofuse.local_models import MERGE, SPEC, lay_out, write_spec
 
 FILES = {
@@ -191,6 +195,36 @@ def test_a_linear_merge_is_the_mean_of_the_models(models: Path, tmp_path: Path) 
         models / "pivot-1" / "model.safetensors"
     )
     assert "training" not in lineage["spec"]
+
+
+def test_a_fisher_merge_listens_to_whom_the_prompts_depend_on(models: Path, tmp_path: Path) -> None:
+    """The streamed merge of the child is the one that a round's worker makes in memory."""
+    how = {"merge": "fisher", "prompts": "prompts.jsonl", "training": SPEC["training"]}
+    checked = checked_of(models, {**MERGE, **how})
+    task = {
+        "merged": tmp_path / "runs" / "weights",
+        "pivot": models / "pivot",
+        "prompts": models / "prompts.jsonl",
+        "sources": [{"name": n, "path": str(p)} for n, p in checked.spec.sources.items()],
+        "spec": checked.spec.round.model_dump(mode="json"),
+    }
+    make_merged(json.loads(json.dumps(task, default=str)))
+    base = load_file(models / "pivot" / "model.safetensors")
+    copies = copies_as_deltas(models / "pivot", checked.spec.sources)
+    texts = read_prompts(models / "prompts.jsonl")
+    write_merged(checked.spec.round, models / "pivot", copies, texts, tmp_path / "merged")
+    streamed, made = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("runs/weights", "merged")
+    )
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert abs(streamed[name] - made[name]).max() < 1e-5
+    mean = base[name] + (copies["first"][name] + copies["second"][name]) / 2
+    assert abs(made[name] - mean).max() > 1e-3
+
+
+def test_a_fisher_merge_without_prompts_is_refused(models: Path) -> None:
+    with pytest.raises(SpecError, match=r"fuse.yaml:\d+: merge: fisher .* prompt set"):
+        checked_of(models, {**MERGE, "merge": "fisher"})
 
 
 @pytest.mark.slow
