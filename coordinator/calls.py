@@ -56,6 +56,21 @@ class Call:
         self._task = asyncio.current_task()
         self._refusal: CofuseError | None = None
         self._told = False
+        self._unread_since_s: float | None = None
+
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Around the hand-over of an answer, which waits for a reader that does not read."""
+        self._unread_since_s = self.loop.time()
+        try:
+            yield
+        finally:
+            self._unread_since_s = None
+
+    def unread_s(self) -> float:
+        """How long the answer at hand has been waiting for its reader; 0 when there is none."""
+        since = self._unread_since_s
+        return 0.0 if since is None else self.loop.time() - since
 
     async def cut(self, refusal: CofuseError) -> None:
         """End the call wherever it is; the caller hears why."""

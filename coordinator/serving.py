@@ -22,6 +22,7 @@ from coordinator.calls import END, AbortedError, Call, CallerGoneError, refuse
 from coordinator.observe import observing
 from protos.bounds import check_bounds
 from protos.errors import CofuseError
+from protos.streams import IDLE_S
 from protos.tls import SERVER_OPTIONS, TlsFiles, server_credentials
 
 THREADS: Final = 64
@@ -47,10 +48,13 @@ class GrpcServer:
         tls: TlsFiles,
         services: Sequence[Register],
         admission: Members | Strangers | None = None,
+        *,
+        idle_s: float = IDLE_S,
     ) -> None:
         """Args: listen: host:port; port 0 picks a free one. services: each adds one servicer.
 
         admission: who comes in; by default whoever has a certificate of the authority.
+        idle_s: how long a caller may leave an answer unread before the call ends.
         """
         self._listen = listen
         self._tls = tls
@@ -58,7 +62,7 @@ class GrpcServer:
         self._services = services
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
-        self._door = _Door(self._admission)
+        self._door = _Door(self._admission, idle_s)
         self._server: grpc.aio.Server | None = None
 
     def start(self) -> int:
@@ -76,6 +80,11 @@ class GrpcServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    @property
+    def open_calls(self) -> int:
+        """Calls that are being answered now."""
+        return len(self._door.open)
 
     async def _start(self) -> int:
         self._server = grpc.aio.server(interceptors=[self._door], options=SERVER_OPTIONS)
@@ -102,10 +111,11 @@ class GrpcServer:
 class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Every call comes in here: admission first, then the parser, then the handler."""
 
-    def __init__(self, admission: Members | Strangers) -> None:
+    def __init__(self, admission: Members | Strangers, idle_s: float) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._idle_s = idle_s
         self._admission = admission
-        self._open: set[Call] = set()
+        self.open: set[Call] = set()
 
     async def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         """Wrap the handler; unknown methods stay unknown."""
@@ -145,11 +155,13 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 request = admitted(raw, call)
                 if not blocks:
                     async for each in behaviour(request, context):
-                        yield each
+                        with call.unread():
+                            yield each
                     return
                 rest = behaviour(request, call)
                 while (one := await call.loop.run_in_executor(pool, next, rest, END)) is not END:
-                    yield one
+                    with call.unread():
+                        yield one
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         wrapped = answers if kind.endswith("_stream") else answer
@@ -159,7 +171,7 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     async def _answering(self, method: str, context: Any) -> "AsyncIterator[Call]":
         """The call for a handler; what the handler raises becomes the call's status."""
         call = Call(context)
-        self._open.add(call)
+        self.open.add(call)
         try:
             with observing(method, call, gone=_GONE), call.cut_as_refusal():
                 yield call
@@ -169,19 +181,23 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             await refuse(context, error)
         finally:
             call.active = False
-            self._open.discard(call)
+            self.open.discard(call)
 
     async def sweep(self) -> None:
-        """Keep ending the open calls of those who may not be here any more."""
+        """Keep ending the open calls of those who may not be here any more, or do not read."""
         while True:
             await asyncio.sleep(SWEEP_S)
             await asyncio.to_thread(self._admission.refresh)
-            due = [
-                call.cut(refusal)
-                for call in self._open
-                if call.leaf and (refusal := self._admission.refusal(call.leaf))
-            ]
+            due = [call.cut(why) for call in self.open if (why := self._objection(call))]
             await asyncio.gather(*due)
+
+    def _objection(self, call: Call) -> CofuseError | None:
+        """Why an open call must end, if it must."""
+        if call.leaf and (refusal := self._admission.refusal(call.leaf)):
+            return refusal
+        if call.unread_s() > self._idle_s:
+            return CofuseError("stalled", f"an answer was not read for {self._idle_s:g} s")
+        return None
 
     def close(self) -> None:
         """Let the threads end; a handler at work finishes first."""

@@ -12,7 +12,7 @@ from coordinator.metrics import UPLOAD_BYTES, UPLOAD_RESUMES
 from coordinator.store import Store
 from protos.chunks import CHUNK_BYTES, read_chunks
 from protos.errors import CofuseError, abort
-from protos.streams import IDLE_S, Progress, read_ahead
+from protos.streams import IDLE_S, read_ahead
 from protos.v1 import transfer_pb2 as pb
 from protos.v1 import transfer_pb2_grpc
 
@@ -58,17 +58,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
             chunks = self._get(request, context)
         except CofuseError as error:
             abort(context, error)
-        progress = Progress(self._idle_s)
-        # Our asyncio server gives handlers no cancel, and needs none: a reader that does not read
-        # holds no thread there, and the connection's age ends it.
-        if hasattr(context, "cancel"):
-            progress.watch(on_stall=context.cancel)
-        try:
-            for chunk in chunks:
-                yield chunk
-                progress.moved()
-        finally:
-            progress.end()
+        yield from chunks
 
     def _get(self, request: pb.GetRequest, context: Any) -> Iterator[pb.Chunk]:
         who = caller(context)

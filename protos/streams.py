@@ -2,8 +2,7 @@
 
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, TypeVar
 
 from protos.errors import CofuseError
@@ -52,40 +51,3 @@ def _fetch(
             box.put(next(items))
     except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
         box.put(error)
-
-
-class Progress:
-    """When something last moved, for whoever has to decide that nothing does."""
-
-    def __init__(self, idle_s: float = IDLE_S) -> None:
-        self.idle_s = idle_s
-        self._moved = threading.Condition()
-        self._last_s = time.monotonic()
-        self._ended = False
-
-    def moved(self) -> None:
-        """Something moved now."""
-        self._last_s = time.monotonic()
-
-    def left_s(self) -> float:
-        """Seconds until it counts as stalled; 0 or less: it does."""
-        return self._last_s + self.idle_s - time.monotonic()
-
-    def end(self) -> None:
-        """Stop watching."""
-        with self._moved:
-            self._ended = True
-            self._moved.notify_all()
-
-    def watch(self, on_stall: Callable[[], object]) -> None:
-        """Call `on_stall` from a thread of its own once nothing moved for idle_s before end()."""
-
-        def wait() -> None:
-            with self._moved:
-                while not self._ended and (left := self.left_s()) > 0:
-                    self._moved.wait(left)
-                if self._ended:
-                    return
-            on_stall()
-
-        threading.Thread(target=wait, name="stall-watch", daemon=True).start()

@@ -109,7 +109,7 @@ def test_a_body_that_trickles_is_ended_as_stalled(start_site: Callable[..., Site
     assert caught.value.error_id == "stalled"
 
 
-def test_readers_that_do_not_read_keep_nobody_waiting(
+def test_readers_that_do_not_read_keep_nobody_waiting_and_are_ended(
     start_site: Callable[..., Site], tmp_path: Path
 ) -> None:
     """They hold no thread, so an honest call is answered beside them."""
@@ -123,8 +123,19 @@ def test_readers_that_do_not_read_keep_nobody_waiting(
         for call in calls:
             next(call)
         assert slowest_honest_call_s(site, 1) < 8.0
+        deadline = time.monotonic() + 30
+        while site.server.open_calls:
+            assert time.monotonic() < deadline, "the server still waits for the readers"
+            threading.Event().wait(0.05)
         for call in calls:
-            call.cancel()
+            got, error = 1, None
+            try:
+                for _ in call:
+                    got += 1
+            except grpc.RpcError as caught:
+                error = caught.code()
+            # What was on its way already is all it gets, and the reason comes behind it.
+            assert (error, got < 64) == (grpc.StatusCode.DEADLINE_EXCEEDED, True)
 
 
 def test_who_shows_no_certificate_is_hung_up_on_and_nobody_waits(

@@ -29,6 +29,7 @@ class Site:
     """A coordinator's Transfer service behind a chaos proxy, and a client of it."""
 
     proxy: ChaosProxy
+    server: GrpcServer
     artifacts: Artifacts
     store: Store
     address: str
@@ -47,7 +48,7 @@ def start_site(tmp_path: Path, identities: MakeIdentity) -> Iterator[Callable[..
             service = TransferService(artifacts, store, 4 * 2**30, idle_s=idle_s)
             register = partial(transfer_pb2_grpc.add_TransferServicer_to_server, service)
             files = identities("coordinator", "coordinator")
-            server = GrpcServer("127.0.0.1:0", files, [register])
+            server = GrpcServer("127.0.0.1:0", files, [register], idle_s=idle_s)
             address = f"127.0.0.1:{server.start()}"
             stack.callback(server.stop, 0.0)
             proxy = stack.enter_context(ChaosProxy(address))
@@ -58,7 +59,7 @@ def start_site(tmp_path: Path, identities: MakeIdentity) -> Iterator[Callable[..
                 stack.callback(channel.close)
                 return Transfer(channel, **settings)  # type: ignore[arg-type]
 
-            return Site(proxy, artifacts, store, address, identity, client)
+            return Site(proxy, server, artifacts, store, address, identity, client)
 
         yield make
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protos.errors import CofuseError
 from protos.retry import Patience, Stopped
-from protos.streams import Progress, read_ahead
+from protos.streams import read_ahead
 
 
 @given(st.lists(st.integers()), st.integers(1, 4), st.booleans())
@@ -49,16 +49,6 @@ def test_a_source_that_goes_silent_is_given_up_and_its_thread_ends_with_it() -> 
         if thread.name == "read-ahead":
             thread.join(timeout=10)
             assert not thread.is_alive()
-
-
-def test_a_watch_calls_once_when_nothing_moves_and_never_after_the_end() -> None:
-    stalled, ended = threading.Event(), threading.Event()
-    Progress(0.05).watch(stalled.set)
-    assert stalled.wait(10)
-    over = Progress(0.05)
-    over.watch(ended.set)
-    over.end()
-    assert not ended.wait(0.15)
 
 
 def test_patience_lasts_while_bytes_get_through_and_ends_without() -> None:
