@@ -96,7 +96,7 @@ class Failure:
 
     def as_json(self) -> dict[str, str]:
         """The `error` of the envelope."""
-        docs = f"docs/errors.md#{self.code.replace('_', '-')}"
+        docs = f"docs/errors.md#{self.code}"
         return {"code": self.code, "message": self.message, "hint": self.hint, "docs": docs}
 
 

@@ -11,7 +11,8 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.utils import get_params_from_function
 
 from cofuse.failures import failure_of
 
@@ -70,6 +71,7 @@ class Command(TyperCommand):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self._restore_argument_help()
         names = {name for param in self.params for name in param.opts}
         self._answers_itself = "--json" in names
         for name, key, says in (
@@ -90,6 +92,21 @@ class Command(TyperCommand):
                         default=False,
                     )
                 )
+
+    def _restore_argument_help(self) -> None:
+        """Give arguments their help again: click 8.3 clears what typer 0.20 has set."""
+        function = getattr(self.callback, "__wrapped__", None)
+        said = get_params_from_function(function) if function else {}
+        for param in self.params:
+            if isinstance(param, TyperArgument) and param.name in said:
+                param.help = getattr(said[param.name].default, "help", None)
+
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Leave them to typer, which says whether they are required."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """As click's, without the backslashes that typer puts there for rich."""
+        return super().get_help(ctx).replace("\\[", "[")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Also what cannot be parsed is told to a program that asked for JSON."""

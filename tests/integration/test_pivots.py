@@ -177,7 +177,7 @@ def test_rollback_and_lineage_as_they_are_typed(hub: Hub, tmp_path: Path) -> Non
     ]
     assert "rollback, the files of pivot-6 again" in lines[0]
     denied = hub.cli("researcher", "rollback", "pivot-4")
-    assert denied.exit_code == 1
+    assert denied.exit_code == 4
     assert "not_allowed" in denied.output
     alone = hub.cli("operator", "rollback", "pivot-4")
     assert alone.exit_code == 1
