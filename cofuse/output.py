@@ -128,9 +128,9 @@ class Command(TyperCommand):
             if end.exit_code == 0:
                 self._close(ctx)
             raise
-        except (click.ClickException, click.Abort):
+        except click.ClickException:
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             fail("stopped", code="stopped")
         except Exception as error:
             if wants_debug():

@@ -33,13 +33,14 @@ def errors_page() -> str:
             else "of the command line"
         )
         remedy = (LOCAL.get(code) or CATALOGUE[code]).do
+        remedy = remedy[0].upper() + remedy[1:]
         lines += [
             "",
             f"## {code}",
             "",
             f"Exit status {exit_status}, {origin}.",
             "",
-            _end(remedy[0].upper() + remedy[1:]),
+            _end(remedy),
         ]
     return "\n".join(lines) + "\n"
 
@@ -55,8 +56,8 @@ def cli_page() -> str:
         "",
         "Drawn from the commands themselves by `make docs`. Each also takes `--json` (one envelope",
         "as the last line of stdout, [errors.md](errors.md)), `--debug` (where an error came from)",
-        "and `--help`. Data goes to stdout, talk to stderr. `cofuse --install-completion` completes",
-        "names in your shell; `NO_COLOR=1` keeps everything plain.",
+        "and `--help`. Data goes to stdout, talk to stderr. `cofuse --install-completion` teaches",
+        "your shell the names; `NO_COLOR=1` keeps everything plain.",
     ]
     for path, command in commands(get_command(app)):
         usage = " ".join(

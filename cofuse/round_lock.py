@@ -12,7 +12,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from protos.chunks import sha256_of
-from protos.spec import RoundSpec, SpecError, Strict, first_message, line_of, load_spec
+from protos.faults import with_lines
+from protos.spec import RoundSpec, SpecError, Strict, load_spec
 
 if TYPE_CHECKING:
     from cofuse.sdk import Coordinator
@@ -146,8 +147,8 @@ def load_round(path: Path) -> Loaded:
     try:
         lock = Lock.model_validate(values)
     except ValidationError as error:
-        line = line_of(yaml.compose(text, Loader=yaml.SafeLoader), error.errors()[0]["loc"])
-        raise LockError(f"{path}:{line}: {first_message(error, Lock)}") from error
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        raise LockError(with_lines(path, root, error, Lock)) from error
     paths = {key: file.path for key, file in lock.files.items() if _is_there(path, file)}
     if odd := paths.keys() - set(_FILES):
         raise SpecError(f"{path}: files: found {', '.join(odd)}, wanted {' or '.join(_FILES)}")

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def told(stdout: str) -> dict[str, Any]:
-    """What the last line of stdout says: data and `ok`, and the error's message where there is one."""
+    """What the last line of stdout says: data, `ok`, and the error's message if there is one."""
     said: dict[str, Any] = json.loads(stdout.splitlines()[-1])
     assert said["schema"] == 1
     assert said.keys() <= {"schema", "ok", "data", "error"}

@@ -161,7 +161,7 @@ def test_help_is_there_at_once_and_loads_nothing_heavy() -> None:
 
 
 def _slowness() -> float:
-    """How much slower this machine runs Python than the one the promise was made for, at least 1."""
+    """How much slower this machine runs Python than the promise was made for, at least 1."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     sum(number * number for number in range(1_000_000))
     return max(1.0, (resource.getrusage(resource.RUSAGE_SELF).ru_utime - before) / 0.1)
