@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check setup format protos docs benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer reliability clean
+.PHONY: demo test test-slow check setup format protos docs docs-site benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer reliability clean
 
 demo: .venv/.ok  ## a whole federation on this machine
 	$(BIN)/cofuse demo $(DEMO_ARGS)
@@ -31,6 +31,16 @@ protos: .venv/.ok  ## make the stubs from the .proto files
 
 docs: .venv/.ok  ## the pages that are drawn from code
 	$(BIN)/python -m coordinator.rounds_page > docs/rounds.md
+	$(BIN)/python -m cofuse.reference_pages errors > docs/errors.md
+	$(BIN)/python -m cofuse.reference_pages cli > docs/cli.md
+
+docs-site: build/docs-venv/.ok  ## the documentation as a site, in build/site; Sphinx in a venv of its own
+	build/docs-venv/bin/sphinx-build -W --keep-going -q -b html -c docs/site . build/site
+
+build/docs-venv/.ok: docs/site/requirements.txt
+	$(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/pip install --quiet -r docs/site/requirements.txt
+	touch $@
 
 benchmark: .venv/.ok  ## the comparison of docs/results.md, up to 40 minutes
 	$(BIN)/python benchmarks/fusion.py --json

@@ -1,9 +1,11 @@
-"""The command line. Data on stdout, talk on stderr; exit 0 done, 1 not as claimed, 2 misuse."""
+"""The command line. Data on stdout, talk on stderr; exit statuses are in cofuse/failures.py.
 
-import json
+Nothing heavy is loaded before a command needs it: `--help` is to be there at once.
+"""
+
 import signal
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -11,39 +13,59 @@ from cofuse.commands import (
     approvals,
     audit,
     coordinators,
+    daily,
     fp8,
     fuse,
     members,
     participants,
     pivots,
     recurring,
+    reference,
     rounds,
+    upkeep,
 )
+from cofuse.commands.connection import answer, fail, tell
+from cofuse.output import App, wants_json
 
-app = typer.Typer(
+app = App(
     name="cofuse",
     help="Federated continual pre-training in FP8 and model fusion: the text stays where it is.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
-
-
-app.add_typer(rounds.app, name="round")
-app.add_typer(recurring.app, name="recurring")
-app.add_typer(pivots.app, name="pivot")
-app.add_typer(coordinators.app, name="coordinator")
-app.add_typer(participants.app, name="participant")
-app.add_typer(fp8.app, name="fp8")
-app.add_typer(audit.app, name="audit")
-app.command()(fuse.fuse)
-app.command()(members.join)
-app.command()(members.renew)
-app.command()(rounds.why)
-app.command()(audit.egress)
-app.command()(approvals.approve)
+for _name, _group in (
+    ("round", rounds.app),
+    ("recurring", recurring.app),
+    ("pivot", pivots.app),
+    ("coordinator", coordinators.app),
+    ("participant", participants.app),
+    ("fp8", fp8.app),
+    ("audit", audit.app),
+):
+    app.add_typer(_group, name=_name)
+for _command in (
+    fuse.fuse,
+    members.invite,
+    members.join,
+    members.renew,
+    members.revoke,
+    daily.login,
+    daily.logout,
+    daily.ps,
+    daily.up,
+    daily.status,
+    daily.pause,
+    daily.resume,
+    daily.leave,
+    rounds.why,
+    audit.egress,
+    approvals.approve,
+    upkeep.backup,
+    reference.schema,
+    reference.config,
+):
+    app.command()(_command)
 
 
 @app.command()
@@ -59,14 +81,14 @@ def identity(
     try:
         new_identity(folder, known, name)
     except (IdentityError, FileExistsError) as error:
-        _misuse(str(error))
-    typer.echo(folder / "request.csr")
+        fail(error, 2)
+    tell(folder / "request.csr")
+    answer({"request": str(folder / "request.csr")})
 
 
 @app.command()
 def demo(
     quick: Annotated[bool, typer.Option(help="One unified round only.")] = False,
-    as_json: Json = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     participants: Annotated[int, typer.Option(min=2, max=6, help="Hospitals.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for pivots and report.")] = Path("cofuse-demo"),
@@ -84,7 +106,7 @@ def demo(
 
     wanted = ("logits-unified",) if quick else tuple(rounds.split(","))
     if unknown := [name for name in wanted if name not in ROUNDS]:
-        _misuse(f"--rounds: found {', '.join(unknown)!r}, wanted some of {', '.join(ROUNDS)}")
+        fail(f"--rounds: found {', '.join(unknown)!r}, wanted some of {', '.join(ROUNDS)}", 2)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = QUICK if quick else DEMO
     plan = DemoPlan(
@@ -102,23 +124,13 @@ def demo(
             )
             result = run_demo(plan, talk)
     except (DemoError, FederationError, MissingSourceError, SpecError) as error:
-        typer.echo(f"error: {error}", err=True)
-        if as_json:
-            typer.echo(json.dumps({"ok": False, "error": str(error)}))
-        raise typer.Exit(1) from None
+        fail(error, 1)
     except KeyboardInterrupt:
-        typer.echo("stopped; nothing is left running", err=True)
-        raise typer.Exit(130) from None
+        fail("stopped; nothing is left running", code="stopped")
     report = write_report(plan, result)
-    show_result(result, report, to_stderr=as_json)
-    if as_json:
-        typer.echo(json.dumps(result.as_json()))
+    show_result(result, report, to_stderr=wants_json())
+    answer(result.as_json(), bare=True)
     raise typer.Exit(0 if result.ok else 1)
-
-
-def _misuse(text: str) -> NoReturn:
-    typer.echo(f"error: {text}", err=True)
-    raise typer.Exit(2)
 
 
 if __name__ == "__main__":

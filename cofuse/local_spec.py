@@ -14,13 +14,13 @@ from typing import Any, Final
 import yaml
 from pydantic import Field, ValidationError
 
+from protos.faults import line_of
 from protos.spec import (
     Name,
     RoundSpec,
     SpecError,
     Strict,
     first_message,
-    line_of,
 )
 
 LOCAL_PIVOT: Final = "pivot-0"

@@ -1,26 +1,40 @@
 """The researcher's SDK: submit a round, watch it, read the evaluations, take the pivot home.
 
-with Coordinator("host:7443", ca=..., certificate=..., key=...) as coordinator:
-round_id = coordinator.submit(load_spec(Path("round.yaml")))
-final = coordinator.wait(round_id)
-coordinator.download_pivot(final.pivot_name, Path("pivot"))
+with Coordinator.from_login() as coordinator:
+    submitted = coordinator.submit(FusionRound.load("round.yaml"))
+    submitted.wait(timeout=3600)
+    print(submitted.evals().table())
+    submitted.pivot().download("pivot")
 """
 
-import json
+import contextlib
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import grpc
 
+from cofuse.fusion_round import FusionRound, SubmittedRound, WaitTimedOutError
 from cofuse.pivots import PivotReceiver
+from cofuse.profile import remembered
+from cofuse.sdk_rows import (
+    Contribution,
+    Event,
+    Finding,
+    Pivot,
+    Recurring,
+    Round,
+    event_of,
+    pivot_of,
+    recurring_of,
+    round_of,
+)
 from protos.chunks import sha256_of
 from protos.errors import remote_errors
-from protos.messages import FileRef
 from protos.public_sets import read_evals, read_prompts
 from protos.recurring import RecurringSpec
 from protos.spec import RoundSpec
@@ -31,83 +45,14 @@ from protos.v1 import research_pb2 as pb
 from trust.pivot_folder import Trust
 from trust.pivot_manifest import SIGNER_FILE, Manifest
 
+__all__ = ["Contribution", "Coordinator", "Event", "Finding", "Pivot", "Recurring", "Round"]
 PIVOTS_SEEN: Final = "pivots-seen.json"
 """Beside the key: which pivots were accepted, so that an older one is noticed."""
-FINAL: Final = frozenset({"PUBLISHED", "REJECTED", "FAILED", "CANCELLED", "EXPIRED"})
 _RECONNECT_S: Final = 0.5
+_PAST_S: Final = 2.0
+"""What has happened is here by then; what goes on happening is not waited for."""
 _PATIENCE_S: Final = 30.0
 """Somebody waits at the screen: a transfer on which nothing moves is given up earlier."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """One participant's part in a round."""
-
-    participant: str
-    status: str
-    detail: str
-    size_bytes: int
-    report: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """A round as the coordinator sees it now."""
-
-    round_id: str
-    state: str
-    detail: str
-    pivot_name: str
-    spec: RoundSpec
-    contributions: tuple[Contribution, ...]
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.state in FINAL
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One line of a round's story."""
-
-    seq: int
-    time_unix_ms: int
-    kind: str
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Pivot:
-    """One version of the pivot."""
-
-    name: str
-    parent: str
-    round_id: str
-    files: tuple[FileRef, ...]
-    evals: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was found out about a name, and what helps."""
-
-    says: str
-    do: str
-    """Empty: nothing needs to be done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recurring:
-    """Rounds by the calendar."""
-
-    recurring_id: str
-    state: str
-    due_unix_ms: int
-    last_round_id: str
-    detail: str
-    """What it waits for, or who stopped it."""
-    spec: RecurringSpec
 
 
 class Coordinator:
@@ -125,6 +70,23 @@ class Coordinator:
         trust = Trust(signer=ca.with_name(SIGNER_FILE), seen=key.with_name(PIVOTS_SEEN))
         self._pivots = PivotReceiver(lambda name: self.pivot(name).files, self._transfer.get, trust)
 
+    @classmethod
+    def from_login(cls, at: str = "", identity: Path | None = None) -> "Coordinator":
+        """Connect as $COFUSE_AT and $COFUSE_IDENTITY say, else as `cofuse login` does.
+
+        Raises: ValueError when nobody has said where the coordinator is.
+        """
+        at = at or os.environ.get("COFUSE_AT", "") or remembered("at")
+        said = os.environ.get("COFUSE_IDENTITY") or remembered("identity")
+        home = identity or (Path(said) if said else None)
+        if not at or home is None:
+            raise ValueError(
+                "found no address or no identity, wanted both: say `cofuse login HOST:PORT FOLDER` "
+                "once, set COFUSE_AT and COFUSE_IDENTITY, or give them here"
+            )
+        files = {name: home / f"{name}.pem" for name in ("ca", "certificate", "key")}
+        return cls(at, **files)
+
     def __enter__(self) -> "Coordinator":
         return self
 
@@ -140,19 +102,24 @@ class Coordinator:
         """Close the connection."""
         self._channel.close()
 
-    def submit(self, spec: RoundSpec, *, folder: Path = Path(), request_id: str = "") -> str:
+    def submit(
+        self, spec: RoundSpec | FusionRound, *, folder: Path | None = None, request_id: str = ""
+    ) -> SubmittedRound:
         """Upload the spec's files, pin them, submit; return the round's id.
 
-        Args: folder: where relative paths of the spec start. request_id: the same id twice is
-            the same round; default: a new one.
+        Args: folder: where relative paths of the spec start; default: the FusionRound's own.
+            request_id: the same id twice is the same round; default: a new one.
         Raises: RemoteError, PublicSetError.
         """
+        if isinstance(spec, FusionRound):
+            folder = folder or spec.folder
+            spec = spec.spec
         request = pb.SubmitRoundRequest(
-            spec_json=self._pinned(spec, folder).model_dump_json(),
+            spec_json=self._pinned(spec, folder or Path()).model_dump_json(),
             request_id=request_id or uuid.uuid4().hex,
         )
         with remote_errors():
-            return str(self._research.SubmitRound(request).round_id)
+            return SubmittedRound(self._research.SubmitRound(request).round_id, self)
 
     def start_recurring(
         self, spec: RecurringSpec, *, folder: Path = Path(), request_id: str = ""
@@ -172,13 +139,13 @@ class Coordinator:
         """Return all recurring specs, oldest first."""
         with remote_errors():
             reply = self._recurring.ListRecurring(recurring_pb2.ListRecurringRequest())
-        return [_recurring(row) for row in reply.recurring]
+        return [recurring_of(row) for row in reply.recurring]
 
     def stop_recurring(self, recurring_id: str) -> Recurring:
         """Make no more rounds of it (operators); one that is open goes on."""
         request = recurring_pb2.StopRecurringRequest(recurring_id=recurring_id)
         with remote_errors():
-            return _recurring(self._recurring.StopRecurring(request))
+            return recurring_of(self._recurring.StopRecurring(request))
 
     def _pinned(self, spec: RoundSpec, folder: Path) -> RoundSpec:
         """Upload the files that a spec names; return it with their digests instead."""
@@ -198,23 +165,23 @@ class Coordinator:
     def approve(self, round_id: str) -> Round:
         """Let a submitted round run (operators)."""
         with remote_errors():
-            return _round(self._research.ApproveRound(pb.RoundRequest(round_id=round_id)))
+            return round_of(self._research.ApproveRound(pb.RoundRequest(round_id=round_id)))
 
     def cancel(self, round_id: str) -> Round:
         """End a round."""
         with remote_errors():
-            return _round(self._research.CancelRound(pb.RoundRequest(round_id=round_id)))
+            return round_of(self._research.CancelRound(pb.RoundRequest(round_id=round_id)))
 
     def round(self, round_id: str) -> Round:
         """Return one round."""
         with remote_errors():
-            return _round(self._research.GetRound(pb.RoundRequest(round_id=round_id)))
+            return round_of(self._research.GetRound(pb.RoundRequest(round_id=round_id)))
 
     def rounds(self) -> list[Round]:
         """Return all rounds, oldest first."""
         with remote_errors():
             reply = self._research.ListRounds(pb.ListRoundsRequest())
-        return [_round(row) for row in reply.rounds]
+        return [round_of(row) for row in reply.rounds]
 
     def why(self, name: str) -> list[Finding]:
         """Say why a round, participant, pivot or recurring spec is as it is; first things first."""
@@ -222,26 +189,45 @@ class Coordinator:
             reply = self._research.Why(pb.WhyRequest(name=name))
         return [Finding(row.says, row.do) for row in reply.findings]
 
-    def watch(self, round_id: str, *, after_seq: int = 0) -> Iterator[Event]:
-        """Yield the round's events until it is final, across restarts of the coordinator."""
-        seq = after_seq
+    def follow(self, round_id: str) -> SubmittedRound:
+        """A round that was submitted before, as `submit` returned it."""
+        return SubmittedRound(round_id, self)
+
+    def watch(
+        self, round_id: str, *, after_seq: int = 0, timeout_s: float | None = None
+    ) -> Iterator[Event]:
+        """Yield the round's events until it is final, across restarts of the coordinator.
+
+        Args: timeout_s: how long to wait in all; None: until it ends.
+        Raises: WaitTimedOutError, RemoteError.
+        """
+        seq, end = after_seq, None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             request = pb.WatchRoundRequest(round_id=round_id, after_seq=seq)
+            left = None if end is None else max(0.0, end - time.monotonic())
             try:
                 with remote_errors():
-                    for event in self._research.WatchRound(request):
+                    for event in self._research.WatchRound(request, timeout=left):
                         seq = event.seq
-                        body = json.loads(event.body_json)
-                        yield Event(event.seq, event.time_unix_ms, event.kind, body)
+                        yield event_of(event)
                 return
             except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    words = f"{round_id} has not ended within {timeout_s:g} s; it goes on"
+                    raise WaitTimedOutError(words) from error
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
                 time.sleep(_RECONNECT_S)
 
-    def wait(self, round_id: str) -> Round:
-        """Block until the round is final; return it."""
-        for _ in self.watch(round_id):
+    def events(self, round_id: str) -> Iterator[Event]:
+        """Yield what has happened to a round up to now."""
+        with contextlib.suppress(WaitTimedOutError):
+            final = self.round(round_id).final
+            yield from self.watch(round_id, timeout_s=None if final else _PAST_S)
+
+    def wait(self, round_id: str, *, timeout_s: float | None = None) -> Round:
+        """Block until the round is final; return it. Raises: as watch."""
+        for _ in self.watch(round_id, timeout_s=timeout_s):
             pass
         return self.round(round_id)
 
@@ -255,12 +241,12 @@ class Coordinator:
         """Return all pivots, oldest first."""
         with remote_errors():
             reply = self._research.ListPivots(pb.ListPivotsRequest())
-        return [_pivot(row) for row in reply.pivots]
+        return [pivot_of(row) for row in reply.pivots]
 
     def pivot(self, name: str) -> Pivot:
         """Return one pivot's manifest and evaluations."""
         with remote_errors():
-            return _pivot(self._research.GetPivot(pb.GetPivotRequest(name=name)))
+            return pivot_of(self._research.GetPivot(pb.GetPivotRequest(name=name)))
 
     def import_pivot(self, name: str, folder: Path) -> Pivot:
         """Upload a model directory as a pivot without a parent (operators)."""
@@ -273,7 +259,7 @@ class Coordinator:
             for path in sorted(folder.iterdir())
         ]
         with remote_errors():
-            return _pivot(self._research.ImportPivot(pb.Pivot(name=name, files=files)))
+            return pivot_of(self._research.ImportPivot(pb.Pivot(name=name, files=files)))
 
     def download_pivot(self, name: str, folder: Path, *, older: bool = False) -> Path:
         """Bring a pivot to `folder` if all of it is what the coordinator signed; return the folder.
@@ -298,53 +284,10 @@ class Coordinator:
     def roll_back_pivot(self, name: str) -> Pivot:
         """Publish a pivot's parent once more, as the newest (operators); return it."""
         with remote_errors():
-            return _pivot(self._research.RollbackPivot(pb.RollbackPivotRequest(name=name)))
+            return pivot_of(self._research.RollbackPivot(pb.RollbackPivotRequest(name=name)))
 
     def upload(self, path: Path, kind: transfer_pb2.ArtifactKind) -> str:
         """Put a file unless it is there; return its sha256. A broken upload resumes."""
         sha256 = sha256_of(path)
         self._transfer.put(path, sha256, kind)
         return sha256
-
-
-def _round(row: pb.Round) -> Round:
-    return Round(
-        round_id=row.round_id,
-        state=row.state,
-        detail=row.detail,
-        pivot_name=row.pivot_name,
-        spec=RoundSpec.model_validate_json(row.spec_json),
-        contributions=tuple(
-            Contribution(
-                participant=part.participant,
-                status=part.status,
-                detail=part.detail,
-                size_bytes=part.size_bytes,
-                report=json.loads(part.report_json or "{}"),
-            )
-            for part in row.contributions
-        ),
-    )
-
-
-def _recurring(row: recurring_pb2.RecurringRounds) -> Recurring:
-    return Recurring(
-        recurring_id=row.recurring_id,
-        state=row.state,
-        due_unix_ms=row.due_unix_ms,
-        last_round_id=row.last_round_id,
-        detail=row.detail,
-        spec=RecurringSpec.model_validate_json(row.spec_json),
-    )
-
-
-def _pivot(row: pb.Pivot) -> Pivot:
-    return Pivot(
-        name=row.name,
-        parent=row.parent,
-        round_id=row.round_id,
-        files=tuple(
-            FileRef(name=f.name, sha256=f.sha256, size_bytes=f.size_bytes) for f in row.files
-        ),
-        evals=json.loads(row.evals_json or "{}"),
-    )

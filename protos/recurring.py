@@ -9,7 +9,8 @@ import yaml
 from croniter import CroniterBadDateError, croniter
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from protos.spec import Name, RoundSpec, SpecError, Strict, first_message, line_of, parse_spec
+from protos.faults import with_lines
+from protos.spec import Name, RoundSpec, SpecError, Strict, first_message, parse_spec
 
 _NAMES: Final = re.compile(
     "sun|mon|tue|wed|thu|fri|sat|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
@@ -101,5 +102,4 @@ def load_recurring(path: Path) -> RecurringSpec:
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: is not YAML: {error}") from error
     except ValidationError as error:
-        line = line_of(root, error.errors()[0]["loc"]) if root is not None else 1
-        raise SpecError(f"{path}:{line}: {first_message(error, RecurringSpec)}") from error
+        raise SpecError(with_lines(path, root, error, RecurringSpec)) from error

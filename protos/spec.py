@@ -1,6 +1,5 @@
 """The round spec: what a researcher asks for, as strict data. Nothing in it is code."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -14,6 +13,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+
+from protos.faults import in_words, with_lines
 
 LossName = Literal["span_kl", "infifusion", "infigfusion", "uld", "minced", "gold", "p_kl"]
 RoutingName = Literal["posterior", "document", "static", "uniform"]
@@ -255,9 +256,7 @@ def load_spec(path: Path) -> RoundSpec:
     try:
         return RoundSpec.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        line = line_of(root, first["loc"])
-        raise SpecError(f"{path}:{line}: {first_message(error)}") from error
+        raise SpecError(with_lines(path, root, error, RoundSpec)) from error
 
 
 def _is_digest(value: str) -> bool:
@@ -274,32 +273,4 @@ def first_message(
     """
     if isinstance(error, json.JSONDecodeError):
         return f"the spec is not JSON: {error}"
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = top
-        for part in first["loc"][:-1]:
-            field = known.model_fields.get(str(part))
-            if field and isinstance(field.annotation, type):
-                known = field.annotation
-        close = difflib.get_close_matches(str(first["loc"][-1]), known.model_fields, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known.model_fields)}"
-        return f"unknown key {place!r}; {hint}"
-    found = f", found {first['input']!r:.80}" if place and first["type"] != "missing" else ""
-    return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}{found}"
-
-
-def line_of(node: Any, path: tuple[int | str, ...]) -> int:
-    """Line of the deepest key of `path` that the document holds, counted from 1."""
-    line: int = node.start_mark.line + 1
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            pairs = {key.value: (key, value) for key, value in node.value}
-            if part not in pairs:
-                break
-            key, node = pairs[part]
-            line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
+    return in_words(error.errors()[0], top)

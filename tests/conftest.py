@@ -3,6 +3,8 @@ from pathlib import Path
 
 # Two workers on two cores: a second thread each would only wait for the other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Who is logged in on this machine is no part of a test.
+os.environ["COFUSE_PROFILE"] = os.devnull
 
 # Before anything imports Triton (transformers does): without a GPU its interpreter runs our
 # kernels, with one the same tests run the kernels themselves.

@@ -1,7 +1,6 @@
 """`cofuse approve`: a person of the institution looks at what would leave, and says yes or no."""
 
 import getpass
-import json
 import random
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cofuse.commands.connection import Json, fail
+from cofuse.commands.connection import answer, fail, tell
 
 if TYPE_CHECKING:
     from participant.approvals import Approvals, Release
@@ -30,7 +29,6 @@ def approve(
         str, typer.Option(metavar="WHY", help="Say no; the submitter is told why.")
     ] = "",
     by: Annotated[str, typer.Option(help="Who decides; default: whoever is logged in.")] = "",
-    as_json: Json = False,
 ) -> None:
     """Show a finished release that waits for approval, and approve or refuse it.
 
@@ -46,11 +44,11 @@ def approve(
     desk = Approvals(data / FOLDER)
     try:
         if folder is None:
-            _list(desk, home, as_json=as_json)
+            _list(desk, home)
             return
         release = desk.find(what)
         for line in _shown(release, data):
-            typer.echo(line, err=as_json)
+            tell(line)
         if not (yes or refuse):
             if not sys.stdin.isatty():
                 typer.echo("nothing is decided; decide with --yes or --refuse WHY", err=True)
@@ -61,29 +59,23 @@ def approve(
         decision = desk.decide(release, approved=yes, by=who, why=refuse)
     except ApprovalError as error:
         fail(error)
-    typer.echo("approved" if decision.approved else "refused", err=as_json)
-    if as_json:
-        answer = {"release": release.release_id, "approved": yes, "by": who, "why": refuse}
-        typer.echo(json.dumps(answer))
+    tell("approved" if decision.approved else "refused")
+    answer({"release": release.release_id, "approved": yes, "by": who, "why": refuse})
 
 
-def _list(desk: "Approvals", home: Path, *, as_json: bool) -> None:
+def _list(desk: "Approvals", home: Path) -> None:
     """What waits, oldest first."""
     found = desk.waiting()
     for release in found:
         size = f"{release.size_bytes:,} bytes"
         who = f"{release.purpose} for {release.submitted_by}"
         until = f"until {_moment(release.expires_unix_ms)}"
-        typer.echo(
-            f"{release.release_id:<24} {release.kind:<8} {size:>18}  {who}  {until}", err=as_json
-        )
+        tell(f"{release.release_id:<24} {release.kind:<8} {size:>18}  {who}  {until}")
     if not found:
         typer.echo("nothing waits for approval", err=True)
     else:
         typer.echo(f"look at one with: cofuse approve {found[0].release_id} {home}", err=True)
-    if as_json:
-        rows = [{"release": one.release_id, **one.model_dump()} for one in found]
-        typer.echo(json.dumps({"waiting": rows}))
+    answer({"waiting": [{"release": one.release_id, **one.model_dump()} for one in found]})
 
 
 def _shown(release: "Release", data: Path) -> Iterator[str]:
@@ -105,7 +97,7 @@ def _shown(release: "Release", data: Path) -> Iterator[str]:
     try:
         after = Ledger(data / FILE).used()
     except PolicyRefusalError as error:
-        fail(error.here)
+        fail(error.here, code="policy_refused")
     before = max(0, after - release.positions)
     yield f"budget     {before:,} positions of 30 days before, {after:,} with it"
     yield f"decide     until {_moment(release.expires_unix_ms)}"

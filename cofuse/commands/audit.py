@@ -1,7 +1,6 @@
 """`cofuse audit verify | export`, `cofuse egress`: what was done, and whether that is the truth."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cofuse.commands.connection import Json, fail
+from cofuse.commands.connection import answer, fail, tell
+from cofuse.output import App
 
 if TYPE_CHECKING:
     from trust.audit_files import Chain
     from trust.checkpoints import Verdict
 
-app = typer.Typer(no_args_is_help=True, help="Check and hand out the audit chain.")
+app = App(no_args_is_help=True, help="Check and hand out the audit chain.")
 
 
 @app.command()
@@ -29,7 +29,6 @@ def verify(
     excerpt: Annotated[
         bool, typer.Option(help="It may begin with a later record than number 1.")
     ] = False,
-    as_json: Json = False,
 ) -> None:
     """Check every record against the one before it and what was signed; needs no network.
 
@@ -38,8 +37,7 @@ def verify(
     """
     with _chain(path) as chain:
         verdict = chain.verify(whole=not excerpt)
-    _tell(verdict, as_json=as_json)
-    raise typer.Exit(1 if verdict.broken else 0)
+    _end(verdict)
 
 
 @app.command()
@@ -50,7 +48,6 @@ def export(
         str, typer.Option("--from", help="Number of a record, or UTC date or time; as 2026-11-22.")
     ] = "1",
     end: Annotated[str, typer.Option("--to", help="Likewise, and included.")] = "",
-    as_json: Json = False,
 ) -> None:
     """Write an excerpt that anybody can verify: one file of records, its checkpoints, the key."""
     from trust.audit_files import check
@@ -59,8 +56,7 @@ def export(
         chain.export(out, lambda record: _inside(record["seq"], record["ts"], begin, end))
         verdict = check(out, whole=False)
     typer.echo(f"verify it anywhere with: cofuse audit verify {out} --excerpt", err=True)
-    _tell(verdict, as_json=as_json)
-    raise typer.Exit(1 if verdict.broken else 0)
+    _end(verdict)
 
 
 @app.command()
@@ -82,13 +78,11 @@ def accept(
             config = load_config(folder / "participant.toml")
             done = EgressLog(config.data_dir, config.name).accept(why)
     if not done:
-        fail("there is no such alarm; nothing was written")
+        fail("there is no such alarm; nothing was written", code="failed")
     typer.echo("accepted, and written on the chain", err=True)
 
 
-def egress(
-    home: Annotated[Path, typer.Argument(help="The participant's folder.")], as_json: Json = False
-) -> None:
+def egress(home: Annotated[Path, typer.Argument(help="The participant's folder.")]) -> None:
     """List everything that ever left, and what was refused: when, how much, by which rule."""
     from participant.config import load_config
     from participant.egress import releases
@@ -100,23 +94,24 @@ def egress(
     except ConfigError as error:
         fail(error, 2)
     except (AuditError, OSError) as error:
-        fail(f"{error}; which record it is tells: cofuse audit verify {home}")
+        fail(f"{error}; which record it is tells: cofuse audit verify {home}", code="audit_broken")
     row = "{:<24} {:<8} {:<8} {:>15} {:<16} {:<10} {}"
     head = ("time", "round", "kind", "bytes", "sha256", "approver", "rule")
     if found:
-        typer.echo(row.format(*head), err=as_json)
+        tell(row.format(*head))
     for one in found:
         size = f"{one.size_bytes:,}" if one.allowed else "refused"
         cells = (one.time, one.round, one.what, size, one.sha256[:16], one.approver, one.rule)
-        typer.echo(row.format(*cells).rstrip(), err=as_json)
+        tell(row.format(*cells).rstrip())
     left = [one for one in found if one.allowed]
     total = sum(one.size_bytes for one in left)
     refused = len(found) - len(left)
     typer.echo(f"{total:,} bytes in all, {len(left)} releases; {refused} refused", err=True)
-    if as_json:
-        refusals = [asdict(one) for one in found if not one.allowed]
-        answer = {"releases": [asdict(one) for one in left], "refusals": refusals}
-        typer.echo(json.dumps({"total_bytes": total, **answer}))
+    answer({
+        "total_bytes": total,
+        "releases": [asdict(one) for one in left],
+        "refusals": [asdict(one) for one in found if not one.allowed],
+    })  # fmt: skip
 
 
 def _inside(seq: int, ts: str, begin: str, end: str) -> bool:
@@ -189,31 +184,23 @@ def _coordinators(home: Path) -> Iterator["Chain"]:
         database.close()
 
 
-def _tell(verdict: "Verdict", *, as_json: bool) -> None:
+def _end(verdict: "Verdict") -> None:
+    """Say what was found; a broken chain ends the command with status 1."""
     last = verdict.head
     if last.seq:
         signed = f"signed up to {verdict.signed}" if verdict.signed else "not signed"
         says = f"records {verdict.first} to {last.seq} follow from each other, {signed}"
-        typer.echo(f"{says}; the last has hash {last.h}", err=as_json)
+        tell(f"{says}; the last has hash {last.h}")
     else:
-        typer.echo("no record", err=as_json)
+        tell("no record")
+    told = {
+        "first": verdict.first,
+        "last": last.seq,
+        "head": last.h,
+        "signed": verdict.signed,
+        "broken": asdict(verdict.broken) if verdict.broken else None,
+    }
     if verdict.broken is not None:
-        typer.echo(f"BROKEN at record {verdict.broken.seq}: {verdict.broken.says}", err=True)
-        typer.echo(
-            "do: keep a copy as evidence, and compare it with what the other side has seen "
-            "(its anchors) and with the last export",
-            err=True,
-        )
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "ok": verdict.broken is None,
-                    "first": verdict.first,
-                    "last": last.seq,
-                    "head": last.h,
-                    "signed": verdict.signed,
-                    "broken": asdict(verdict.broken) if verdict.broken else None,
-                }
-            )
-        )
+        words = f"BROKEN at record {verdict.broken.seq}: {verdict.broken.says}"
+        fail(words, code="audit_broken", data=told)
+    answer(told)

@@ -3,43 +3,67 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
-import grpc
 import typer
 
-from cofuse.sdk import Coordinator
-from protos.errors import CofuseError, RemoteError
+from cofuse.output import answer, fail, tell
+from cofuse.profile import remembered
 
-At = Annotated[str, typer.Option("--at", envvar="COFUSE_AT", help="host:port of the coordinator.")]
+if TYPE_CHECKING:
+    from cofuse.sdk import Coordinator
+
+__all__ = ["At", "Identity", "Json", "answer", "connected", "fail", "tell"]
+
+
+def _identity() -> Path:
+    return Path(remembered("identity") or ".")
+
+
+At = Annotated[
+    str,
+    typer.Option(
+        "--at",
+        envvar="COFUSE_AT",
+        default_factory=lambda: remembered("at"),
+        show_default=False,
+        help="host:port of the coordinator; default: as `cofuse login` said.",
+    ),
+]
 Identity = Annotated[
     Path,
     typer.Option(
         "--identity",
         envvar="COFUSE_IDENTITY",
-        help="Folder with ca.pem, pivot-signer.pem, certificate.pem and key.pem.",
+        default_factory=_identity,
+        show_default=False,
+        help="Folder with ca.pem, pivot-signer.pem, certificate.pem and key.pem; likewise.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
-
-
-def fail(error: object, status: int = 1) -> NoReturn:
-    """Say the error on stderr and end."""
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(status)
+"""For commands that do more with it than `tell` and `answer`; all others have it by themselves."""
 
 
 @contextlib.contextmanager
-def connected(at: str, identity: Path) -> Iterator[Coordinator]:
-    """The SDK under the identity in a folder; its errors become words and exit status 1."""
+def connected(at: str, identity: Path) -> Iterator["Coordinator"]:
+    """The SDK under the identity in a folder; its errors become words and an exit status."""
+    import grpc
+
+    from cofuse.sdk import Coordinator
+    from protos.errors import CofuseError
+
+    if not at:
+        fail("found no --at, no COFUSE_AT and no login, wanted the coordinator's host:port",
+             code="no_connection")  # fmt: skip
     files = {name: identity / f"{name}.pem" for name in ("ca", "certificate", "key")}
     missing = [str(path) for path in files.values() if not path.exists()]
     if missing:
-        fail(f"{', '.join(missing)}: no such file; give the identity's folder with --identity", 2)
+        fail(
+            f"{', '.join(missing)}: no such file; give the identity's folder with --identity",
+            code="no_connection",
+        )
     try:
         with Coordinator(at, **files) as coordinator:
             yield coordinator
-    except RemoteError as error:
-        fail(f"{error} [{error.error_id}]")
     except grpc.RpcError as error:
         fail(CofuseError("unreachable", f"{at} not reached: {error.details()}"))

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from cofuse.commands import members, upkeep
-from cofuse.commands.connection import fail
+from cofuse.commands.connection import answer, fail, tell
+from cofuse.output import App
 
-app = typer.Typer(no_args_is_help=True, help="Run the consortium's coordinator.")
+app = App(no_args_is_help=True, help="Run the consortium's coordinator.")
 for command in (members.invite, members.revoke, upkeep.fsck, upkeep.backup, upkeep.restore):
     app.command()(command)
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
@@ -55,9 +56,12 @@ def init(
     }
     (home / "coordinator.toml").write_text(toml_text(settings), encoding="utf-8")
     signing_key = ensure_key(home / "tls" / "key.pem", home / "ca" / "ca.pem")
-    typer.echo(f"authority {fingerprint((home / 'ca' / 'ca.pem').read_bytes())}")
-    typer.echo(f"pivot signer {kid(load_private(signing_key).public_key())}")
+    authority = fingerprint((home / "ca" / "ca.pem").read_bytes())
+    signer = kid(load_private(signing_key).public_key())
+    tell(f"authority {authority}")
+    tell(f"pivot signer {signer}")
     typer.echo(f"start it with: cofuse coordinator up {home}", err=True)
+    answer({"folder": str(home), "authority": authority, "pivot_signer": signer})
 
 
 @app.command()
@@ -76,7 +80,8 @@ def sign(
         pem = sign_request(home / "ca", request.read_bytes(), role=known, name=name, days=days)
     except (IdentityError, OSError) as error:
         fail(error, 2)
-    typer.echo(pem.decode("ascii"), nl=False)
+    tell(pem.decode("ascii").rstrip())
+    answer({"identity": f"{role}/{name}", "certificate": pem.decode("ascii")})
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +9,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from cofuse.commands.connection import Json
+from cofuse.commands.connection import answer, fail, tell
+from cofuse.output import App, wants_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fp8.diagnostics import Diagnosis
     from fp8.export import Export
 
-app = typer.Typer(no_args_is_help=True, help="Inspect and export models in FP8.")
+app = App(no_args_is_help=True, help="Inspect and export models in FP8.")
 Folder = Annotated[Path, typer.Argument(help="A Hugging Face model directory; FP8 ones too.")]
 
 _WIDE: Final = 100
@@ -37,16 +36,15 @@ def inspect(
     text: Annotated[
         Path | None, typer.Option(help="Text to take inputs and gradients from; UTF-8.")
     ] = None,
-    as_json: Json = False,
     plot: Annotated[Path | None, typer.Option(help="Draw it: .png, .svg or .pdf.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Tensors to list, worst first; 0: all.")] = 20,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 2048,
 ) -> None:
     """Measure what a recipe would lose in each layer: weights, and with --text all three."""
-    refuse = _Refusal(as_json)
+    refuse = _Refusal()
     if plot is not None:
         _check_plot(plot, refuse)
-    console = _console(to_stderr=as_json)
+    console = _console(to_stderr=wants_json())
     with _talking(), refuse.on_bad_input():
         from cofuse.model_folder import load_folder, token_batch
         from fp8.diagnostics import diagnose
@@ -63,11 +61,8 @@ def inspect(
         except (OSError, ValueError) as error:
             refuse(f"{plot} cannot be written: {error}", 2)
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
-    if as_json:
-        drawn = None if plot is None else str(plot)
-        typer.echo(
-            json.dumps({"ok": True, "model": str(model_dir), "plot": drawn} | found.to_json())
-        )
+    drawn = None if plot is None else str(plot)
+    answer({"model": str(model_dir), "plot": drawn} | found.to_json())
 
 
 @app.command()
@@ -75,10 +70,9 @@ def export(
     model_dir: Folder,
     out: Annotated[Path, typer.Argument(help="The directory to make.")],
     bf16: Annotated[bool, typer.Option("--bf16", help="Write bf16 instead of FP8.")] = False,
-    as_json: Json = False,
 ) -> None:
     """Write a model in the block-FP8 layout of Hugging Face (or in bf16); print the directory."""
-    refuse = _Refusal(as_json)
+    refuse = _Refusal()
     if out.exists():
         refuse(f"{out} exists; give another name, or remove it first", 2)
     with _talking(), refuse.on_bad_input():
@@ -93,27 +87,24 @@ def export(
             convert_to_float8_training(model)
             written = save_pretrained_fp8(model, out, tokenizer)
     _report(written, bf16=bf16)
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {"ok": True, "path": str(out), "size_bytes": written.size_bytes}
-                | {"fp8": list(written.fp8), "kept": dict(written.kept)}
-            )
-        )
-    else:
-        typer.echo(out)
+    tell(out)
+    answer(
+        {"path": str(out), "size_bytes": written.size_bytes}
+        | {"fp8": list(written.fp8), "kept": dict(written.kept)}
+    )
 
 
 @app.command()
 def backends(
-    as_json: Json = False,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")
     ] = None,
 ) -> None:
     """Say which backend would run each recipe on this machine, and why not another."""
-    refuse = _Refusal(as_json)
+    refuse = _Refusal()
     import torch
+    from rich.table import Table
+    from rich.text import Text
 
     from fp8.backends.select import available, select
     from fp8.recipe import RECIPES
@@ -129,7 +120,7 @@ def backends(
         name: {backend: why for backend, why in available(make(), at) if why is not None}
         for name, make in RECIPES.items()
     }
-    console = _console(to_stderr=as_json)
+    console = _console(to_stderr=wants_json())
     table = Table(title=f"FP8 on {at}, for a layer of 1024 x 1024", title_justify="left")
     for column in ("recipe", "runs on", "why not another"):
         table.add_column(column, overflow="fold")
@@ -137,22 +128,15 @@ def backends(
         reasons = "; ".join(f"{backend}: {why}" for backend, why in refused[name].items())
         table.add_row(name, chosen[name], Text(reasons))
     console.print(table)
-    if as_json:
-        recipes = {name: {"backend": chosen[name], "refused": refused[name]} for name in RECIPES}
-        typer.echo(json.dumps({"ok": True, "device": str(at), "recipes": recipes}))
+    recipes = {name: {"backend": chosen[name], "refused": refused[name]} for name in RECIPES}
+    answer({"device": str(at), "recipes": recipes})
 
 
 class _Refusal:
-    """Ends the command with a reason: on stderr, and as the JSON line where that was asked for."""
-
-    def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
+    """Ends the command with a reason."""
 
     def __call__(self, error: object, status: int) -> NoReturn:
-        typer.echo(f"error: {error}", err=True)
-        if self._as_json:
-            typer.echo(json.dumps({"ok": False, "error": str(error)}))
-        raise typer.Exit(status)
+        fail(error, status)
 
     @contextmanager
     def on_bad_input(self) -> Iterator[None]:
@@ -176,6 +160,8 @@ def _check_plot(path: Path, refuse: _Refusal) -> None:
 @contextmanager
 def _talking() -> Iterator[None]:
     """Show on a terminal that work goes on."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -185,6 +171,8 @@ def _talking() -> Iterator[None]:
 
 
 def _console(*, to_stderr: bool) -> Console:
+    from rich.console import Console
+
     console = Console(stderr=to_stderr, highlight=False)
     if console.is_terminal:
         return console
@@ -193,6 +181,9 @@ def _console(*, to_stderr: bool) -> Console:
 
 def _show(found: Diagnosis, console: Console, limit: int | None) -> None:
     """Print the worst tensors, a line for each role, and what to worry about."""
+    from rich.table import Table
+    from rich.text import Text
+
     prefix = _common_prefix([row.layer for row in found.rows])
     shown = found.table(limit)
     title = (

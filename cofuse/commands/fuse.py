@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from cofuse.commands.connection import Json
+from cofuse.commands.connection import answer, fail
+from cofuse.output import wants_debug, wants_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,13 +40,11 @@ def fuse(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a pivot made before.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Training runs side by side.")] = 1,
-    as_json: Json = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
     """Fuse local models into a pivot; the spec names pivot, sources and method."""
     from cofuse.local_spec import load_local_spec
 
-    say = _Talk(as_json=as_json, debug=debug)
+    say = _Talk()
     with say.errors():
         found = load_local_spec(spec)
         if out is None and not dry_run:
@@ -59,7 +57,7 @@ def fuse(
             from cofuse.local_check import check
 
             checked = check(found)
-        console = _console(to_stderr=as_json)
+        console = _console(to_stderr=wants_json())
         if dry_run or out is None or work is None:
             with say.waiting("merging without writing"):
                 from cofuse.local_merge import try_merge
@@ -87,11 +85,11 @@ def _run(say: _Talk, checked: Checked, out: Path, work: Path, workers: int) -> N
             job = fuse_locally(checked, work, workers=workers, on_event=_teller(bars))
         evals = lay_down(checked, job, out)
     except KeyboardInterrupt:
-        say.end("stopped; what is finished is kept. Go on with the same command", 130)
+        say.end("stopped; what is finished is kept. Go on with the same command", 130, "stopped")
     except BlockingIOError:
         say.misuse(f"another fusion is at work in {work}; wait for it, or give another --work")
     seconds = round(time.monotonic() - start, 1)
-    console = _console(to_stderr=say.as_json)
+    console = _console(to_stderr=wants_json())
     _show_evals(evals, console)
     console.print(f"{seconds:.0f} s; {work} keeps the work, remove it when done", markup=False)
     console.print(f"pivot: {out}", markup=False, soft_wrap=True)
@@ -144,18 +142,11 @@ def _check_out(say: _Talk, out: Path, work: Path, inputs: list[Path], *, force: 
 
 
 class _Talk:
-    """Ends the command: with words on stderr, and as the JSON line where that was asked for."""
+    """Ends the command."""
 
-    def __init__(self, *, as_json: bool, debug: bool) -> None:
-        self.as_json = as_json
-        self._debug = debug
-
-    def end(self, words: object, status: int) -> NoReturn:
+    def end(self, words: object, status: int, code: str = "") -> NoReturn:
         """Say what ended it."""
-        typer.echo(f"error: {words}" if status in (1, 2) else str(words), err=True)
-        if self.as_json:
-            typer.echo(json.dumps({"ok": False, "error": str(words)}))
-        raise typer.Exit(status)
+        fail(words, status, code=code)
 
     def misuse(self, words: object) -> NoReturn:
         """Say what was asked wrongly."""
@@ -163,8 +154,7 @@ class _Talk:
 
     def done(self, values: Mapping[str, Any]) -> None:
         """Give the result."""
-        if self.as_json:
-            typer.echo(json.dumps({"ok": True, **values}))
+        answer(values)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -174,11 +164,11 @@ class _Talk:
         try:
             yield
         except LocalFusionError as error:
-            if self._debug:
+            if wants_debug():
                 raise
             self.end(error, 1)
         except (ValueError, OSError) as error:  # ours are ValueErrors that say what to do
-            if self._debug:
+            if wants_debug():
                 raise
             self.misuse(error)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cofuse.commands.connection import At, Identity, fail
+from cofuse.commands.connection import At, Identity, answer, fail, tell
 
 if TYPE_CHECKING:
     from coordinator.config import CoordinatorConfig
@@ -55,7 +55,8 @@ def invite(
         authority = fingerprint(config.tls.ca.read_bytes())
         token = Invitations(database).invite(identity, authority, seconds)
     typer.echo(f"good for {ttl}, once: cofuse join {config.enroll_listen} TOKEN FOLDER", err=True)
-    typer.echo(str(token))
+    tell(str(token))
+    answer({"token": str(token), "enroll": config.enroll_listen, "ttl_s": seconds})
 
 
 def join(
@@ -70,7 +71,6 @@ def join(
     FOLDER may be what `cofuse participant init` or `cofuse identity` made. Repeating it is safe.
     """
     from cofuse.joining import join as redeem
-    from protos.errors import CofuseError, RemoteError
     from trust.identity import IdentityError
     from trust.tokens import parse_token
 
@@ -81,9 +81,8 @@ def join(
         redeem(address, parsed, folder)
     except (IdentityError, FileExistsError, FileNotFoundError) as error:
         fail(error, 2)
-    except (CofuseError, RemoteError) as error:
-        fail(f"{error} [{error.error_id}]")
     typer.echo(f"{parsed.identity.uri}: certificate in {folder}", err=True)
+    answer({"identity": parsed.identity.uri, "folder": str(folder)})
 
 
 def renew(at: At, identity: Identity) -> None:
@@ -94,7 +93,7 @@ def renew(at: At, identity: Identity) -> None:
     import grpc
 
     from participant.renewal import renew as ask
-    from protos.errors import CofuseError, RemoteError
+    from protos.errors import CofuseError
     from protos.tls import TlsFiles
     from trust.identity import IdentityError
 
@@ -103,12 +102,11 @@ def renew(at: At, identity: Identity) -> None:
         renewed = ask(at, TlsFiles(ca=ca, certificate=certificate, key=key))
     except (IdentityError, OSError) as error:
         fail(error, 2)
-    except RemoteError as error:
-        fail(f"{error} [{error.error_id}]")
     except grpc.RpcError as error:
         fail(CofuseError("unreachable", f"{at} not reached: {error.details()}"))
     ends = datetime.fromtimestamp(renewed.ends_unix_s, UTC)
     typer.echo(f"{renewed.identity.uri}: good to {ends:%Y-%m-%d %H:%M} UTC", err=True)
+    answer({"identity": renewed.identity.uri, "ends_unix_s": renewed.ends_unix_s})
 
 
 def revoke(
@@ -143,6 +141,7 @@ def revoke(
         else:
             revocations.revoke_one(int(serial, 16 if serial.startswith("0x") else 10), why)
     typer.echo(f"revoked {name or serial}; a coordinator that runs ends its calls", err=True)
+    answer({"revoked": name or serial})
 
 
 @contextlib.contextmanager

@@ -1,15 +1,15 @@
 """`cofuse participant`: what an institution does."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cofuse.commands.audit import egress
-from cofuse.commands.connection import Json, fail
+from cofuse.commands.connection import answer, fail, tell
+from cofuse.output import App
 
-app = typer.Typer(no_args_is_help=True, help="Run an institution's participant.")
+app = App(no_args_is_help=True, help="Run an institution's participant.")
 app.command()(egress)
 Home = Annotated[Path, typer.Argument(help="The participant's folder.")]
 
@@ -95,6 +95,7 @@ def init(
         )
     typer.echo("read policy.toml: nothing leaves until you allow it", err=True)
     typer.echo(f"then start with: cofuse participant up {home}", err=True)
+    answer({"folder": str(home), "documents": len(documents), "joined": joined})
 
 
 def _must_be(home: Path, name: str) -> None:
@@ -127,6 +128,7 @@ def pause(home: Home) -> None:
     data.mkdir(parents=True, exist_ok=True)
     write_durably(data / PAUSED, "")
     typer.echo(f"paused; go on with: cofuse participant resume {home}", err=True)
+    answer({"paused": True})
 
 
 @app.command()
@@ -136,10 +138,11 @@ def resume(home: Home) -> None:
 
     (_data_dir(home) / PAUSED).unlink(missing_ok=True)
     typer.echo("resumed", err=True)
+    answer({"paused": False})
 
 
 @app.command()
-def status(home: Home, as_json: Json = False) -> None:
+def status(home: Home) -> None:
     """Tell what the daemon is doing, what it waits for, and how the expert is."""
     from participant.status import PAUSED, read_status
 
@@ -147,12 +150,12 @@ def status(home: Home, as_json: Json = False) -> None:
     found = read_status(data)
     if found is None:
         paused = "; it is paused" if (data / PAUSED).exists() else ""
-        fail(f"no daemon runs on {home}{paused}; start it with: cofuse participant up {home}")
+        words = f"no daemon runs on {home}{paused}; start it with: cofuse participant up {home}"
+        fail(words, code="not_running", data={"paused": bool(paused)})
     for key, value in found.items():
         if value not in ("", None, []):
-            typer.echo(f"{key:<16} {value}", err=as_json)
-    if as_json:
-        typer.echo(json.dumps(found))
+            tell(f"{key:<16} {value}")
+    answer(found)
 
 
 def _data_dir(home: Path) -> Path:

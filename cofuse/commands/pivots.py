@@ -2,30 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cofuse.commands.connection import At, Identity, Json, connected, fail
-from trust.pivot_manifest import Manifest
+from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
+from cofuse.output import App
 
-app = typer.Typer(
-    no_args_is_help=True, help="List, pull, push and undo pivots; let one write prompts."
-)
+if TYPE_CHECKING:
+    from trust.pivot_manifest import Manifest
+
+app = App(no_args_is_help=True, help="List, pull, push and undo pivots; let one write prompts.")
 PivotName = Annotated[str, typer.Argument(help='"pivot-0", "pivot-1", ...')]
 
 
 @app.command(name="ls")
-def list_pivots(at: At, identity: Identity, as_json: Json = False) -> None:
+def list_pivots(at: At, identity: Identity) -> None:
     """List all pivots, oldest first."""
     with connected(at, identity) as coordinator:
         pivots = coordinator.pivots()
     for pivot in pivots:
         origin = f"from {pivot.parent} in {pivot.round_id}" if pivot.parent else "imported"
-        typer.echo(f"{pivot.name:<10} {origin}", err=as_json)
-    if as_json:
-        rows = [{"name": p.name, "parent": p.parent, "round": p.round_id} for p in pivots]
-        typer.echo(json.dumps({"pivots": rows}))
+        tell(f"{pivot.name:<10} {origin}")
+    rows = [{"name": p.name, "parent": p.parent, "round": p.round_id} for p in pivots]
+    answer({"pivots": rows})
 
 
 @app.command()
@@ -44,35 +44,35 @@ def pull(
     pivot that was in the folder stays when the new one is refused.
     """
     with connected(at, identity) as coordinator:
-        typer.echo(coordinator.download_pivot(name, out or Path(name), older=older))
+        folder = coordinator.download_pivot(name, out or Path(name), older=older)
+    tell(folder)
+    answer({"pivot": name, "folder": str(folder)})
 
 
 @app.command()
-def lineage(name: PivotName, at: At, identity: Identity, as_json: Json = False) -> None:
+def lineage(name: PivotName, at: At, identity: Identity) -> None:
     """Show what a pivot was made from, back to the first one, each signature checked."""
     with connected(at, identity) as coordinator:
         line = coordinator.lineage(name)
     for depth, manifest in enumerate(reversed(line)):
         lead = "   " * (depth - 1) + "`- " if depth else ""
         for text in _told(manifest):
-            typer.echo(lead + text, err=as_json)
+            tell(lead + text)
             lead = "   " * depth
-    if as_json:
-        rows = [{**json.loads(m.model_dump_json()), "content": m.content_sha256} for m in line]
-        typer.echo(json.dumps({"ok": True, "lineage": rows}))
+    rows = [{**m.model_dump(mode="json"), "content": m.content_sha256} for m in line]
+    answer({"lineage": rows})
 
 
 @app.command()
-def rollback(name: PivotName, at: At, identity: Identity, as_json: Json = False) -> None:
+def rollback(name: PivotName, at: At, identity: Identity) -> None:
     """Publish what a pivot was made from once more, as the newest (operators); print its name."""
     with connected(at, identity) as coordinator:
         made = coordinator.roll_back_pivot(name)
-    typer.echo(made.name, err=as_json)
-    if as_json:
-        typer.echo(json.dumps({"ok": True, "pivot": made.name, "instead_of": name}))
+    tell(made.name)
+    answer({"pivot": made.name, "instead_of": name})
 
 
-def _told(manifest: Manifest) -> list[str]:
+def _told(manifest: "Manifest") -> list[str]:
     """The lines of one pivot in a lineage: itself, its scores, and what went into it."""
     origin = f" in {manifest.round_id}" if manifest.round_id else ""
     again = f", the files of {manifest.restores} again" if manifest.restores else ""
@@ -88,7 +88,9 @@ def _told(manifest: Manifest) -> list[str]:
 def evals(name: PivotName, at: At, identity: Identity) -> None:
     """Print a pivot's evaluations as JSON."""
     with connected(at, identity) as coordinator:
-        typer.echo(json.dumps(coordinator.pivot(name).evals))
+        found = coordinator.pivot(name).evals
+    tell(json.dumps(found))
+    answer({"pivot": name, "evals": found})
 
 
 @app.command()
@@ -102,7 +104,9 @@ def push(
     if not (folder / "model.safetensors").exists():
         fail(f"{folder}: found no model.safetensors, wanted a Hugging Face model directory", 2)
     with connected(at, identity) as coordinator:
-        typer.echo(coordinator.import_pivot(name, folder).name)
+        made = coordinator.import_pivot(name, folder).name
+    tell(made)
+    answer({"pivot": made})
 
 
 @app.command()
@@ -125,29 +129,22 @@ def complete(  # noqa: PLR0913 - one option each
     with_public: Annotated[
         bool, typer.Option(help="Put the public documents themselves first.")
     ] = False,
-    as_json: Json = False,
 ) -> None:
     """Let a pivot complete public documents: the prompt set of an on-policy round. Print it.
 
     The experts then judge what the pivot itself writes. Start a round with the file as its
     prompts.
     """
-
-    def refuse(words: object) -> NoReturn:
-        if as_json:
-            typer.echo(json.dumps({"ok": False, "error": str(words)}))
-        fail(words, 2)
-
     if out.exists():
-        refuse(f"{out} exists; give another name with --out")
+        fail(f"{out} exists; give another name with --out", 2)
     if not out.absolute().parent.is_dir():
-        refuse(f"{out.absolute().parent} is no folder; make it first")
+        fail(f"{out.absolute().parent} is no folder; make it first", 2)
     try:
         from protos.public_sets import Prompt, read_prompts, write_prompts
 
         documents = read_prompts(prompts)
         if not (folder / "tokenizer.json").is_file():
-            refuse(f"{folder}: found no tokenizer.json, wanted a local pivot with its tokenizer")
+            fail(f"{folder}: found no tokenizer.json, wanted a local pivot with its tokenizer", 2)
         from transformers import PreTrainedTokenizerFast
 
         from cofuse.demo.screen import screen
@@ -174,9 +171,7 @@ def complete(  # noqa: PLR0913 - one option each
         own = [Prompt(text=text, written=True) for text in texts]
         write_prompts(out, [*(documents if with_public else []), *own])
     except (ValueError, OSError) as error:  # ours are ValueErrors that say what to do
-        refuse(error)
-    typer.echo(out, err=as_json)
-    if as_json:
-        size = sum(len(text.encode()) for text in texts)
-        found = {"ok": True, "prompts": str(out), "documents": len(texts), "bytes": size}
-        typer.echo(json.dumps(found))
+        fail(error, 2)
+    tell(out)
+    size = sum(len(text.encode()) for text in texts)
+    answer({"prompts": str(out), "documents": len(texts), "bytes": size})

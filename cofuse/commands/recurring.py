@@ -1,18 +1,15 @@
 """`cofuse recurring`: rounds by the calendar."""
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cofuse.commands.connection import At, Identity, Json, connected, fail
-from protos.public_sets import PublicSetError
-from protos.recurring import load_recurring
-from protos.spec import SpecError
+from cofuse.commands.connection import At, Identity, answer, connected, tell
+from cofuse.output import App
 
-app = typer.Typer(no_args_is_help=True, help="Make rounds by the calendar.")
+app = App(no_args_is_help=True, help="Make rounds by the calendar.")
 
 
 @app.command()
@@ -22,16 +19,17 @@ def start(
     identity: Identity,
 ) -> None:
     """Upload the spec's files, start it, print its id (operators: its rounds are approved)."""
-    try:
-        found = load_recurring(spec)
-        with connected(at, identity) as coordinator:
-            typer.echo(coordinator.start_recurring(found, folder=spec.parent))
-    except (SpecError, PublicSetError, OSError) as error:
-        fail(error, 2)
+    from protos.recurring import load_recurring
+
+    found = load_recurring(spec)
+    with connected(at, identity) as coordinator:
+        made = coordinator.start_recurring(found, folder=spec.parent)
+    tell(made)
+    answer({"recurring_id": made})
 
 
 @app.command(name="ls")
-def list_recurring(at: At, identity: Identity, as_json: Json = False) -> None:
+def list_recurring(at: At, identity: Identity) -> None:
     """List all of them: when the next round is due, and what it waits for."""
     with connected(at, identity) as coordinator:
         rows = coordinator.recurring()
@@ -40,20 +38,19 @@ def list_recurring(at: At, identity: Identity, as_json: Json = False) -> None:
         when = f"next {due}" if row.state == "ACTIVE" else ""
         words = [f"{row.recurring_id:<8} {row.state:<8} {row.spec.name:<20}", when]
         words += [f"last {row.last_round_id}" if row.last_round_id else "", row.detail]
-        typer.echo("  ".join(filter(None, words)), err=as_json)
-    if as_json:
-        told = [
-            {
-                "recurring_id": row.recurring_id,
-                "name": row.spec.name,
-                "state": row.state,
-                "due_unix_ms": row.due_unix_ms,
-                "last_round": row.last_round_id,
-                "detail": row.detail,
-            }
-            for row in rows
-        ]
-        typer.echo(json.dumps({"recurring": told}))
+        tell("  ".join(filter(None, words)))
+    told = [
+        {
+            "recurring_id": row.recurring_id,
+            "name": row.spec.name,
+            "state": row.state,
+            "due_unix_ms": row.due_unix_ms,
+            "last_round": row.last_round_id,
+            "detail": row.detail,
+        }
+        for row in rows
+    ]
+    answer({"recurring": told})
 
 
 @app.command()
@@ -64,4 +61,6 @@ def stop(
 ) -> None:
     """Make no more rounds of it; one that is open goes on (operators)."""
     with connected(at, identity) as coordinator:
-        typer.echo(coordinator.stop_recurring(recurring_id).state)
+        state = coordinator.stop_recurring(recurring_id).state
+    tell(state)
+    answer({"recurring_id": recurring_id, "state": state})

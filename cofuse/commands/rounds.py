@@ -1,105 +1,130 @@
-"""`cofuse round`: what a researcher does."""
+"""`cofuse round`: what a researcher does, from a spec to a pivot."""
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from cofuse.commands.connection import At, Identity, Json, connected, fail
-from cofuse.sdk import Round
-from protos.public_sets import PublicSetError
-from protos.spec import SpecError, load_spec
+from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
+from cofuse.commands.round_check import check, lock
+from cofuse.commands.round_evals import diff, evals
+from cofuse.output import App
 
-app = typer.Typer(no_args_is_help=True, help="Submit rounds and follow them.")
-Spec = Annotated[Path, typer.Argument(help="Round spec (YAML); see examples/.")]
+if TYPE_CHECKING:
+    from cofuse.sdk import Event, Round
+
+app = App(no_args_is_help=True, help="Submit rounds and follow them.")
+Spec = Annotated[Path, typer.Argument(help="Round spec or round.lock.yaml; see examples/.")]
 RoundId = Annotated[str, typer.Argument(help="As `cofuse round ls` shows it.")]
+WaitS = Annotated[
+    float | None, typer.Option("--timeout", min=0, help="Seconds to wait.  [until it ends]")
+]
+_FIRST: Final[tuple[Callable[..., None], ...]] = (check, lock)
+for _command in _FIRST:
+    app.command()(_command)
 
 
 @app.command()
-def check(spec: Spec) -> None:
-    """Read a spec and its files without sending anything."""
-    from protos.public_sets import read_evals, read_prompts
+def submit(
+    spec: Spec,
+    at: At,
+    identity: Identity,
+    wait: Annotated[bool, typer.Option("--wait", help="Then as `round watch` does.")] = False,
+    timeout: WaitS = None,
+    request_id: Annotated[
+        str, typer.Option("--idempotency-key", help="The same key twice is the same round.")
+    ] = "",
+) -> None:
+    """Upload the spec's files, submit it, print the round's id. Ctrl-C ends waiting, not it."""
+    from cofuse.round_lock import load_round
 
-    try:
-        found = load_spec(spec)
-        if found.prompts and not found.prompts.startswith("sha256:"):
-            prompts = read_prompts(spec.parent / found.prompts)
-            size = sum(len(text.encode()) for text in prompts)
-            typer.echo(f"prompts: {len(prompts)} documents, {size:,} bytes")
-        if found.evals and not found.evals.startswith("sha256:"):
-            domains = read_evals(spec.parent / found.evals).domains
-            typer.echo(f"evals: {', '.join(domains)}")
-    except (SpecError, PublicSetError, OSError) as error:
-        fail(error, 2)
-    typer.echo(f"{spec}: a valid {found.kind} round, {found.method}, for {found.participants}")
-
-
-@app.command()
-def submit(spec: Spec, at: At, identity: Identity) -> None:
-    """Upload the spec's files, submit it, print the round's id."""
-    try:
-        found = load_spec(spec)
-        with connected(at, identity) as coordinator:
-            typer.echo(coordinator.submit(found, folder=spec.parent))
-    except (SpecError, PublicSetError, OSError) as error:
-        fail(error, 2)
+    found = load_round(spec)
+    with connected(at, identity) as coordinator:
+        found.require_pivot(coordinator)
+        round_id = coordinator.submit(found.spec, folder=found.folder, request_id=request_id)
+        tell(round_id)
+        if wait:
+            final = _follow(coordinator, round_id, timeout)
+    if wait:
+        _end(final)
+    answer({"round_id": round_id})
 
 
 @app.command()
-def watch(round_id: RoundId, at: At, identity: Identity, as_json: Json = False) -> None:
+def watch(round_id: RoundId, at: At, identity: Identity, timeout: WaitS = None) -> None:
     """Print a round's events until it ends; exit 1 unless it was published."""
     with connected(at, identity) as coordinator:
-        for event in coordinator.watch(round_id):
-            words = " ".join(f"{key}={value}" for key, value in event.body.items())
-            typer.echo(f"{event.kind} {words}", err=as_json)
-        final = coordinator.round(round_id)
-    if as_json:
-        typer.echo(json.dumps(_as_json(final)))
-    if final.state != "PUBLISHED":
-        raise typer.Exit(1)
+        final = _follow(coordinator, round_id, timeout)
+    _end(final)
 
 
 @app.command()
-def show(round_id: RoundId, at: At, identity: Identity, as_json: Json = False) -> None:
+def show(round_id: RoundId, at: At, identity: Identity) -> None:
     """Show a round, who has answered, and why it ended."""
     with connected(at, identity) as coordinator:
         found = coordinator.round(round_id)
-    if as_json:
-        typer.echo(json.dumps(_as_json(found)))
-        return
-    typer.echo(f"{found.round_id} {found.spec.name}: {found.state} {found.detail}".rstrip())
+    tell(f"{found.round_id} {found.spec.name}: {found.state} {found.detail}".rstrip())
     for part in found.contributions:
         size = f"{part.size_bytes:,} bytes" if part.size_bytes else ""
-        typer.echo(f"  {part.participant:<20} {part.status:<10} {size} {part.detail}".rstrip())
+        tell(f"  {part.participant:<20} {part.status:<10} {size} {part.detail}".rstrip())
     if found.pivot_name:
-        typer.echo(f"pivot: {found.pivot_name}")
+        tell(f"pivot: {found.pivot_name}")
+    answer(as_json(found))
+
+
+@app.command()
+def log(
+    round_id: RoundId,
+    at: At,
+    identity: Identity,
+    participant: Annotated[str, typer.Option(help="Only what concerns this one.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
+) -> None:
+    """Print what has happened to a round, with the times."""
+    told = []
+    with connected(at, identity) as coordinator:
+        events = coordinator.watch(round_id) if follow else coordinator.events(round_id)
+        for event in events:
+            if not participant or participant in event.body.values():
+                tell(f"{_moment(event.time_unix_ms)} {_words(event)}")
+                told.append(asdict(event))
+    answer({"round_id": round_id, "events": told})
 
 
 @app.command(name="ls")
-def list_rounds(at: At, identity: Identity, as_json: Json = False) -> None:
+def list_rounds(at: At, identity: Identity) -> None:
     """List all rounds, oldest first."""
     with connected(at, identity) as coordinator:
         rounds = coordinator.rounds()
     for row in rounds:
-        typer.echo(f"{row.round_id:<8} {row.state:<11} {row.spec.name}", err=as_json)
-    if as_json:
-        typer.echo(json.dumps({"rounds": [_as_json(row) for row in rounds]}))
+        tell(f"{row.round_id:<8} {row.state:<11} {row.spec.name}")
+    answer({"rounds": [as_json(row) for row in rounds]})
 
 
 @app.command()
 def approve(round_id: RoundId, at: At, identity: Identity) -> None:
     """Let a submitted round run (operators)."""
     with connected(at, identity) as coordinator:
-        typer.echo(coordinator.approve(round_id).state)
+        found = coordinator.approve(round_id)
+    tell(found.state)
+    answer(as_json(found))
 
 
 @app.command()
 def cancel(round_id: RoundId, at: At, identity: Identity) -> None:
     """End a round in whatever state it is."""
     with connected(at, identity) as coordinator:
-        typer.echo(coordinator.cancel(round_id).state)
+        found = coordinator.cancel(round_id)
+    tell(found.state)
+    answer(as_json(found))
+
+
+_LAST: Final[tuple[Callable[..., None], ...]] = (evals, diff)
+for _command in _LAST:
+    app.command()(_command)
 
 
 def why(
@@ -108,18 +133,17 @@ def why(
     ],
     at: At,
     identity: Identity,
-    as_json: Json = False,
 ) -> None:
     """Say why something is as it is, what it waits for, and what helps."""
     with connected(at, identity) as coordinator:
         findings = coordinator.why(name)
     for found in findings:
-        typer.echo(found.says + (f"\n    -> {found.do}" if found.do else ""), err=as_json)
-    if as_json:
-        typer.echo(json.dumps({"name": name, "findings": [asdict(found) for found in findings]}))
+        tell(found.says + (f"\n    -> {found.do}" if found.do else ""))
+    answer({"name": name, "findings": [asdict(found) for found in findings]})
 
 
-def _as_json(found: Round) -> dict[str, Any]:
+def as_json(found: "Round") -> dict[str, Any]:
+    """A round, for a program."""
     return {
         "round_id": found.round_id,
         "name": found.spec.name,
@@ -127,7 +151,36 @@ def _as_json(found: Round) -> dict[str, Any]:
         "detail": found.detail,
         "pivot": found.pivot_name,
         "contributions": [
-            {"participant": p.participant, "status": p.status, "bytes": p.size_bytes}
+            {
+                "participant": p.participant,
+                "status": p.status,
+                "bytes": p.size_bytes,
+                "detail": p.detail,
+            }
             for p in found.contributions
         ],
     }
+
+
+def _follow(coordinator: Any, round_id: str, timeout_s: float | None) -> "Round":
+    """Tell the events until the round is final; return it. Raises: WaitTimedOutError."""
+    for event in coordinator.watch(round_id, timeout_s=timeout_s):
+        tell(_words(event))
+    final: Round = coordinator.round(round_id)
+    return final
+
+
+def _end(final: "Round") -> None:
+    """Answer; what did not end in a pivot ends the command with status 1."""
+    if final.state != "PUBLISHED":
+        words = f"{final.round_id} ended {final.state}: {final.detail}".rstrip(": ")
+        fail(words, code="not_published", data=as_json(final))
+    answer(as_json(final))
+
+
+def _words(event: "Event") -> str:
+    return f"{event.kind} " + " ".join(f"{key}={value}" for key, value in event.body.items())
+
+
+def _moment(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

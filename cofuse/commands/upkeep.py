@@ -1,7 +1,6 @@
 """`cofuse coordinator fsck | backup | restore`: for the operator, on the coordinator's machine."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cofuse.commands.connection import Json, fail
+from cofuse.commands.connection import answer, fail, tell
 
 if TYPE_CHECKING:
     from coordinator.config import CoordinatorConfig
@@ -21,7 +20,6 @@ Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 def fsck(
     home: Home,
     hashes: Annotated[bool, typer.Option(help="Read every file whole; else only sizes.")] = True,
-    as_json: Json = False,
 ) -> None:
     """Check that every promise still holds. Reads only; the coordinator may serve meanwhile.
 
@@ -42,15 +40,15 @@ def fsck(
         finally:
             database.close()
     _tell(verdict)
-    if as_json:
-        typer.echo(json.dumps({**asdict(verdict), "ok": not verdict.findings}))
-    raise typer.Exit(1 if verdict.findings else 0)
+    if verdict.findings:
+        words = f"{len(verdict.findings)} findings: not everything holds"
+        fail(words, code="not_as_promised", data=asdict(verdict))
+    answer(asdict(verdict))
 
 
 def backup(
     home: Home,
     to: Annotated[Path, typer.Argument(help="Backup folder; several backups share it.")],
-    as_json: Json = False,
 ) -> None:
     """Save the database and every file it names, while the coordinator serves.
 
@@ -72,11 +70,8 @@ def backup(
     )
     typer.echo(f"keep {home}/ca and {home}/tls in a safe: they are not in it", err=True)
     typer.echo(f"and the key of the audit chain: {config.data_dir}/audit", err=True)
-    typer.echo(
-        json.dumps({"contents": str(made.contents), "copied_bytes": made.copied_bytes})
-        if as_json
-        else made.contents
-    )
+    tell(made.contents)
+    answer({"contents": str(made.contents), "copied_bytes": made.copied_bytes})
 
 
 def restore(
@@ -96,8 +91,10 @@ def restore(
         verdict = bring_back(source, config.store_url(), config.data_dir, config.artifacts)
     _tell(verdict)
     if verdict.lasting:
-        fail("restored, but not everything holds; see above, or take another backup")
+        words = "restored, but not everything holds; see above, or take another backup"
+        fail(words, code="not_as_promised", data=asdict(verdict))
     typer.echo(f"restored; start it with: cofuse coordinator up {home}", err=True)
+    answer(asdict(verdict))
 
 
 @contextlib.contextmanager
@@ -120,13 +117,13 @@ def _tell(verdict: "Verdict") -> None:
 
     broken = {finding.invariant for finding in verdict.findings}
     for name, means in CHECKED.items():
-        typer.echo(f"{name} {'BROKEN' if name in broken else 'holds '}  {means}")
+        tell(f"{name} {'BROKEN' if name in broken else 'holds '}  {means}")
         for finding in verdict.findings:
             if finding.invariant == name:
-                typer.echo(f"          {finding.says}\n          do: {finding.do}")
+                tell(f"          {finding.says}\n          do: {finding.do}")
     for name, why in UNCHECKED.items():
-        typer.echo(f"{name} not checked  {why}")
-    typer.echo(
+        tell(f"{name} not checked  {why}")
+    tell(
         f"{verdict.rounds} rounds, {verdict.pivots} pivots, {verdict.files} files, "
         f"{verdict.size_bytes} bytes"
     )

@@ -17,6 +17,7 @@ from cofuse.cli import app
 from cofuse.demo.corpora import Limits, departments
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from protos.public_sets import write_prompts
+from tests.cofuse.envelope import told
 
 pytestmark = pytest.mark.timeout(300)
 _SMALL = """
@@ -108,7 +109,7 @@ def test_from_nothing_to_a_pivot(shell: Shell) -> None:
     # The researcher. The policy still says no to everything, and that is heard.
     assert "valid logits round" in shell.run("round", "check", "round.yaml")
     refused = shell.run("round", "submit", "round.yaml", *researcher).strip()
-    shell.run("round", "approve", refused, *researcher, status=1)
+    shell.run("round", "approve", refused, *researcher, status=4)
     shell.run("round", "approve", refused, *operator)
     shell.run("round", "watch", refused, *researcher, status=1)
     assert "no rule allows logits" in shell.run("round", "show", refused, *researcher)
@@ -122,14 +123,12 @@ def test_from_nothing_to_a_pivot(shell: Shell) -> None:
     shell.start("participant", "up", "st-mary")
     accepted = shell.run("round", "submit", "round.yaml", *researcher).strip()
     shell.run("round", "approve", accepted, *operator)
-    final = json.loads(
-        shell.run("round", "watch", accepted, *researcher, "--json").splitlines()[-1]
-    )
+    final = told(shell.run("round", "watch", accepted, *researcher, "--json"))
     assert (final["state"], final["pivot"]) == ("PUBLISHED", "pivot-1")
     shell.run("pivot", "pull", "pivot-1", *researcher)
     assert (folder / "pivot-1" / "model.safetensors").exists()
     assert "pivot-1" in shell.run("pivot", "ls", *researcher)
-    left = json.loads(shell.run("participant", "egress", "st-mary", "--json").splitlines()[-1])
+    left = told(shell.run("participant", "egress", "st-mary", "--json"))
     kinds = [line["what"] for line in left["releases"]]
     assert kinds == ["report", "logits", "report"]  # the refusal itself is a release too
 

@@ -23,6 +23,7 @@ from protos.errors import RemoteError
 from protos.messages import Assignment, FileRef
 from protos.spec import RoundSpec
 from protos.tls import TlsFiles
+from tests.cofuse.envelope import told
 from tests.integration.conftest import MakeIdentity, config_at, identities_at
 from trust.keys import kid, load_public, new_key
 from trust.pivot_manifest import MANIFEST_FILE, SIGNER_FILE, ManifestError
@@ -167,7 +168,7 @@ def test_rollback_and_lineage_as_they_are_typed(hub: Hub, tmp_path: Path) -> Non
         operator.import_pivot("pivot-4", hub.root / "model")
     back = hub.cli("operator", "rollback", "pivot-7", "--json")
     assert back.exit_code == 0, back.output
-    made = json.loads(back.stdout.splitlines()[-1])["pivot"]
+    made = told(back.stdout)["pivot"]
     assert made == "pivot-8"
     found = hub.cli("researcher", "lineage", made)
     lines = [line.strip(" `-") for line in found.stdout.splitlines()]
@@ -176,14 +177,14 @@ def test_rollback_and_lineage_as_they_are_typed(hub: Hub, tmp_path: Path) -> Non
     ]
     assert "rollback, the files of pivot-6 again" in lines[0]
     denied = hub.cli("researcher", "rollback", "pivot-4")
-    assert denied.exit_code == 1
+    assert denied.exit_code == 4
     assert "not_allowed" in denied.output
     alone = hub.cli("operator", "rollback", "pivot-4")
     assert alone.exit_code == 1
     assert "nothing to go back to" in alone.output
     found = hub.cli("researcher", "lineage", "pivot-4", "--json")
     assert found.exit_code == 0, found.output
-    said = json.loads(found.stdout.splitlines()[-1])
+    said = told(found.stdout)
     assert [row["name"] for row in said["lineage"]] == ["pivot-4"]
     assert "import" in found.stderr
     pulled = hub.cli("researcher", "pull", "pivot-4", "--out", str(tmp_path / "p"))

@@ -1,6 +1,5 @@
 """`cofuse approve`: what is shown is all that would leave, and a decision is what was said."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from participant.budget import Ledger, Question
 from participant.policy import LogitLimits
 from protos.config import toml_text
 from protos.public_sets import write_prompts
+from tests.cofuse.envelope import told
 from tests.participant.test_approvals import release
 
 
@@ -100,7 +100,7 @@ def test_a_yes_and_a_no_are_kept_with_who_said_them(home: Path) -> None:
         found = desk(home).decision(asked)
         assert found is not None
         assert (found.approved, found.by) == (approved, "grace")
-        assert json.loads(out)["approved"] is approved
+        assert told(out)["approved"] is approved
         assert found.why == ("" if approved else "too early")
 
 
@@ -110,7 +110,7 @@ def test_what_waits_is_listed_oldest_first(home: Path) -> None:
     code, shown, _ = run(home)
     assert code == 0
     assert [line.split()[0] for line in shown.splitlines()] == [older, newer]
-    answer = json.loads(run(home, "--json")[1])
+    answer = told(run(home, "--json")[1])
     assert [row["release"] for row in answer["waiting"]] == [older, newer]
 
 

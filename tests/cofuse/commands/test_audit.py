@@ -1,6 +1,5 @@
 """`cofuse audit verify | export` and `cofuse egress`, as a data officer calls them."""
 
-import json
 import sqlite3
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from cofuse.cli import app
 from coordinator.auditor import Auditor
 from participant.egress import FOLDER, EgressLog, read_records
 from protos.config import toml_text
+from tests.cofuse.envelope import told
 from tests.coordinator.archive import Archive, make_archive
 from trust.audit_files import segments
 from trust.chain import Head
@@ -53,7 +53,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 def answer(*arguments: object) -> dict[str, object]:
-    found: dict[str, object] = json.loads(run(*arguments, "--json")[1].splitlines()[-1])
+    found: dict[str, object] = told(run(*arguments, "--json")[1])
     return found
 
 
@@ -68,7 +68,7 @@ def test_every_byte_that_left_is_listed_with_its_rule(home: Path, command: tuple
     assert shown.count("1,000") == shown.count("allow[1]") == 5
     assert "refused" in shown.splitlines()[-1]
     assert "5,000 bytes in all, 5 releases; 1 refused" in said
-    found = json.loads(run(*command, home, "--json")[1])
+    found = told(run(*command, home, "--json")[1])
     assert found["total_bytes"] == 5000
     assert {one["approver"] for one in found["releases"]} == {"policy"}
     assert [one["rule"] for one in found["refusals"]] == ["ship_weights is false"]

@@ -18,6 +18,7 @@ from cofuse.commands.fp8 import _common_prefix
 from fp8.quantize import dequantize, quantize
 from fp8.recipe import BlockScaling
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
+from tests.cofuse.envelope import told
 
 TEXT = "The patient was seen in the clinic and was given a new medicine for the heart. "
 IDS = torch.arange(40).reshape(2, 20)
@@ -51,7 +52,7 @@ def _run(*words: object, status: int = 0) -> Result:
 
 
 def _json(done: Result) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    content: dict[str, Any] = told(done.stdout)
     return content
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from cofuse import local_check
 from cofuse.cli import app
 from fusion.models import load_model
+from tests.cofuse.envelope import told
 from tests.cofuse.local_models import MERGE, SPEC, lay_out, write_spec
 
 
@@ -43,7 +44,7 @@ def _run(*words: object, status: int = 0) -> Result:
 
 
 def _json(done: Result) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    content: dict[str, Any] = told(done.stdout)
     return content
 
 

@@ -143,7 +143,7 @@ def test_from_an_invitation_to_a_renewed_certificate_and_its_end(tmp_path: Path)
             assert time.monotonic() < deadline
         assert "[revoked]" in found[2]
         status, _, said = run("join", running.enroll_address, token, tmp_path / "again")
-        assert status == 1
+        assert status == 4
         assert "has been used" in said
 
 

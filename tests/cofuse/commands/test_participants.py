@@ -1,6 +1,5 @@
 """`cofuse participant pause | resume | status`: with and without a daemon."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from typer.testing import CliRunner
 from cofuse.cli import app
 from participant.status import PAUSED, StatusServer
 from protos.config import toml_text
+from tests.cofuse.envelope import told
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_status_tells_what_the_daemon_says(home: Path) -> None:
     assert code == 0
     assert shown.split() == ["doing", "train", "step", "3"]
     code, shown, _ = run("status", home, "--json")
-    assert json.loads(shown) == {"doing": "train", "step": 3, "problem": ""}
+    assert told(shown) == {"ok": True, "doing": "train", "step": 3, "problem": ""}
     server.close()
 
 

@@ -1,6 +1,5 @@
 """`cofuse pivot complete` as it is typed."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from typer.testing import CliRunner, Result
 from cofuse.cli import app
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from protos.public_sets import read_prompt_set, read_prompts, write_prompts
+from tests.cofuse.envelope import told
 
 DOCUMENTS = [f"Code {n} is a caf\u00e9 of the heart." for n in range(12)]
 
@@ -39,7 +39,7 @@ def run(folder: Path, *words: str, status: int = 0, model: str = "pivot") -> Res
 def test_a_pivots_completions_are_a_prompt_set_that_the_seed_names(folder: Path) -> None:
     one, two, other = (folder / f"{name}.jsonl" for name in "abc")
     done = run(folder, "--out", str(one), "--count", "15", "--seed", "4", "--json")
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = told(done.stdout)
     texts = read_prompts(one)
     assert said == {
         "ok": True,
@@ -79,7 +79,7 @@ def test_bad_input_is_refused_with_a_remedy_and_nothing_is_written(
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob("*"))
     done = run(folder, *words, "--count", "2", "--json", status=2, model=model)
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = told(done.stdout)
     assert said["ok"] is False
     assert says in said["error"]
     assert "error: " in done.stderr

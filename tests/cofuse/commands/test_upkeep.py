@@ -1,12 +1,12 @@
 """Promises of `cofuse coordinator fsck | backup | restore`: words, remedies and exit statuses."""
 
-import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cofuse.commands.coordinators import app
+from tests.cofuse.envelope import told
 from tests.coordinator.archive import Archive, make_archive
 
 
@@ -41,13 +41,13 @@ def test_fsck_has_a_line_for_each_promise(home: Path) -> None:
 
 def test_fsck_says_what_is_broken_and_what_to_do(home: Path) -> None:
     damage(home)
-    status, out, _ = run("fsck", home, "--json")
+    status, out, words = run("fsck", home, "--json")
     assert status == 1
-    assert "I1 BROKEN" in out
-    assert "contribution of st-mary to rnd-3" in out
-    assert "do: copy the file" in out
-    told = json.loads(out.splitlines()[-1])
-    assert (told["ok"], [finding["invariant"] for finding in told["findings"]]) == (False, ["I1"])
+    assert "I1 BROKEN" in words
+    assert "contribution of st-mary to rnd-3" in words
+    assert "do: copy the file" in words
+    said = told(out)
+    assert (said["ok"], [finding["invariant"] for finding in said["findings"]]) == (False, ["I1"])
 
 
 def test_a_backup_is_restored_where_nothing_is(home: Path, tmp_path: Path) -> None:

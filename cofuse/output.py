@@ -1,0 +1,195 @@
+"""How a command speaks: data on stdout, talk on stderr, and one envelope where --json asks for it.
+
+{"schema": 1, "ok": true, "data": {...}} or {"schema": 1, "ok": false, "error": {...}} is the last
+line of stdout. A command says `tell` for people and `answer` for programs, and ends with `fail`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.utils import get_params_from_function
+
+from cofuse.failures import failure_of
+
+SCHEMA: Final = 1
+_JSON, _DEBUG, _ANSWERED = "cofuse.json", "cofuse.debug", "cofuse.answered"
+_Callback = TypeVar("_Callback", bound=Callable[..., Any])
+
+
+def wants_json() -> bool:
+    """Whether a program listens."""
+    return bool(_meta().get(_JSON))
+
+
+def wants_debug() -> bool:
+    """Whether an error is to show where it came from."""
+    return bool(_meta().get(_DEBUG) or os.environ.get("COFUSE_DEBUG"))
+
+
+def tell(text: object = "") -> None:
+    """Say data for people: on stdout, which --json keeps for programs."""
+    typer.echo(text, err=wants_json())
+
+
+def answer(data: Mapping[str, Any], *, bare: bool = False) -> None:
+    """Give the result to a program; nothing without --json.
+
+    Args: bare: the keys stand beside `schema`, not inside `data` (`cofuse demo`).
+    """
+    inside = data if bare else {"ok": True, "data": data}
+    _write({"schema": SCHEMA, **inside})
+
+
+def fail(
+    error: object,
+    status: int | None = None,
+    *,
+    code: str = "",
+    data: Mapping[str, Any] | None = None,
+) -> NoReturn:
+    """Say the error and its remedy, and end with its exit status.
+
+    Args: status: default: what cofuse/failures.py says. code: id of an error that is only words.
+        data: what a program gets nevertheless.
+    """
+    found = failure_of(error, code=code, status=status)
+    typer.echo(f"error: {found.message} [{found.code}]", err=True)
+    if found.hint.lower() not in found.message.lower():
+        typer.echo(f"    -> {found.hint}", err=True)
+    more = {} if data is None else {"data": data}
+    _write({"schema": SCHEMA, "ok": False, **more, "error": found.as_json()})
+    raise typer.Exit(found.exit)
+
+
+class Command(TyperCommand):
+    """A command with --json and --debug, whose errors are words."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._restore_argument_help()
+        names = {name for param in self.params for name in param.opts}
+        self._answers_itself = "--json" in names
+        for name, key, says in (
+            ("--json", _JSON, "One JSON object as the last line of stdout."),
+            ("--debug", _DEBUG, "Show where an error came from."),
+        ):
+            if name in names:
+                option = next(param for param in self.params if name in param.opts)
+                option.callback = _noting(key, option.callback)
+            else:
+                self.params.append(
+                    TyperOption(
+                        param_decls=[name],
+                        is_flag=True,
+                        expose_value=False,
+                        callback=_noting(key, None),
+                        help=says,
+                        default=False,
+                    )
+                )
+
+    def _restore_argument_help(self) -> None:
+        """Give arguments their help again: click 8.3 clears what typer 0.20 has set."""
+        function = getattr(self.callback, "__wrapped__", None)
+        said = get_params_from_function(function) if function else {}
+        for param in self.params:
+            if isinstance(param, TyperArgument) and param.name in said:
+                param.help = getattr(said[param.name].default, "help", None)
+
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Leave them to typer, which says whether they are required."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """As click's, without the backslashes that typer puts there for rich."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Also what cannot be parsed is told to a program that asked for JSON."""
+        asked = "--json" in args
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if asked:
+                ctx.meta[_JSON] = True
+                told = failure_of(error.format_message(), code="usage").as_json()
+                _write({"schema": SCHEMA, "ok": False, "error": told}, ctx)
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; every error becomes words, and every --json an envelope."""
+        try:
+            result = super().invoke(ctx)
+        except click.exceptions.Exit as end:
+            if end.exit_code == 0:
+                self._close(ctx)
+            raise
+        except click.ClickException:
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            fail("stopped", code="stopped")
+        except Exception as error:
+            if wants_debug():
+                raise
+            fail(error)
+        self._close(ctx)
+        return result
+
+    def _close(self, ctx: click.Context) -> None:
+        if not self._answers_itself and not ctx.meta.get(_ANSWERED):
+            answer({})
+
+
+class App(typer.Typer):
+    """A Typer whose commands, and those of the apps added to it, are `Command`s."""
+
+    def command(
+        self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **settings: Any
+    ) -> Callable[[_Callback], _Callback]:
+        """As Typer's."""
+        return super().command(name, cls=cls or Command, **settings)
+
+    def add_typer(self, typer_instance: typer.Typer, **settings: Any) -> None:
+        """As Typer's; plain commands become ours."""
+        for info in typer_instance.registered_commands:
+            info.cls = info.cls or Command
+        super().add_typer(typer_instance, **settings)
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table as CSV, without the last line's end."""
+    import csv
+    import io
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue().rstrip("\n")
+
+
+def _noting(key: str, before: Callable[..., Any] | None) -> Callable[..., Any]:
+    """An option's callback that remembers the flag for the whole command."""
+
+    def note(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        value = before(ctx, param, value) if before else value
+        ctx.meta[key] = bool(value)
+        return value
+
+    return note
+
+
+def _meta() -> dict[str, Any]:
+    context = click.get_current_context(silent=True)
+    return {} if context is None else context.meta
+
+
+def _write(envelope: Mapping[str, Any], ctx: click.Context | None = None) -> None:
+    meta = _meta() if ctx is None else ctx.meta
+    if meta.get(_JSON) and not meta.get(_ANSWERED):
+        meta[_ANSWERED] = True
+        typer.echo(json.dumps(envelope))
