@@ -1,9 +1,10 @@
 """participant.toml: who we are, where the text lies, how the expert is trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from participant.schedule import ScheduleConfig
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
@@ -38,6 +39,47 @@ class TrainingConfig(StrictConfig):
     checkpoint_every: int = Field(default=100, ge=1)
 
 
+class StageConfig(StrictConfig):
+    """What every [[stage]] after pre-training has. Another setting begins the stage anew."""
+
+    data: Path
+    """JSON lines. They are read, and never sent."""
+    steps: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_steps: int = Field(default=0, ge=0)
+    """Last steps, in which the learning rate decays."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=50, ge=1)
+    held_out: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the lines that measures every stage and trains none."""
+
+    def below(self, folder: Path) -> Self:
+        """The same stage, relative paths taken from `folder`."""
+        return self.model_copy(update={"data": folder / self.data})
+
+
+class SftStage(StageConfig):
+    """kind = "sft": fine-tuning on lines of {"messages": [{"role": ..., "content": ...}, ...]}."""
+
+    kind: Literal["sft"]
+    batch_size: int = Field(default=8, ge=1)
+    """Rows per step; conversations are packed into them."""
+    seq_len: int = Field(default=256, ge=16)
+    """Tokens per row. An answer that ends later is left out, and counted."""
+    template: Path | None = None
+    """Chat template (Jinja) to use instead of the tokenizer's own."""
+
+    def below(self, folder: Path) -> Self:
+        """The same stage, relative paths taken from `folder`."""
+        template = self.template and folder / self.template
+        return super().below(folder).model_copy(update={"template": template})
+
+
+Stage = SftStage
+
+
 class ParticipantConfig(StrictConfig):
     """Everything in participant.toml. Relative paths start at its folder."""
 
@@ -57,8 +99,25 @@ class ParticipantConfig(StrictConfig):
     """Free disk space, in MB, below which no new work is begun: logs and spool need the rest."""
     model: ModelConfig
     training: TrainingConfig
+    """Or a first [[stage]] of kind = "cpt" with the same keys."""
+    stage: tuple[Stage, ...] = ()
+    """[[stage]]: what the expert goes through once it is pre-trained, in this order."""
     schedule: ScheduleConfig = ScheduleConfig()
     tls: TlsConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_stage_trains(cls, given: Any) -> Any:
+        stages = given.get("stage") if isinstance(given, Mapping) else None
+        if not isinstance(stages, list | tuple) or not stages:
+            return given
+        first = stages[0]
+        if not isinstance(first, Mapping) or first.get("kind") != "cpt":
+            return given
+        if "training" in given:
+            raise ValueError('found [training] and a stage of kind = "cpt", wanted one: drop one')
+        training = {key: value for key, value in first.items() if key != "kind"}
+        return {**given, "training": training, "stage": stages[1:]}
 
 
 def load_config(path: Path) -> ParticipantConfig:
@@ -69,4 +128,5 @@ def load_config(path: Path) -> ParticipantConfig:
     config = read_toml(path, ParticipantConfig)
     here = path.resolve().parent
     moved: dict[str, Any] = {k: here / getattr(config, k) for k in ("corpus", "data_dir", "policy")}
-    return config.model_copy(update={**moved, "tls": config.tls.below(here)})
+    stages = tuple(stage.below(here) for stage in config.stage)
+    return config.model_copy(update={**moved, "tls": config.tls.below(here), "stage": stages})
