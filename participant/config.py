@@ -54,10 +54,13 @@ class StageConfig(StrictConfig):
     checkpoint_every: int = Field(default=50, ge=1)
     held_out: float = Field(default=0.05, ge=0, lt=1)
     """Share of the lines that measures every stage and trains none."""
+    template: Path | None = None
+    """Chat template (Jinja) to use instead of the tokenizer's own."""
 
     def below(self, folder: Path) -> Self:
         """The same stage, relative paths taken from `folder`."""
-        return self.model_copy(update={"data": folder / self.data})
+        template = self.template and folder / self.template
+        return self.model_copy(update={"data": folder / self.data, "template": template})
 
 
 class SftStage(StageConfig):
@@ -68,16 +71,39 @@ class SftStage(StageConfig):
     """Rows per step; conversations are packed into them."""
     seq_len: int = Field(default=256, ge=16)
     """Tokens per row. An answer that ends later is left out, and counted."""
-    template: Path | None = None
-    """Chat template (Jinja) to use instead of the tokenizer's own."""
-
-    def below(self, folder: Path) -> Self:
-        """The same stage, relative paths taken from `folder`."""
-        template = self.template and folder / self.template
-        return super().below(folder).model_copy(update={"template": template})
 
 
-Stage = SftStage
+class RlStage(StageConfig):
+    """kind = "rl": GRPO on lines of {"messages": [...], "answer": "..."} that can be checked."""
+
+    kind: Literal["rl"]
+    rewards: dict[str, float] = Field(min_length=1)
+    """Weight of each reward; the names are those of `participant.stages.rewards.REWARDS`."""
+    prompts: int = Field(default=8, ge=1)
+    """Tasks of one rollout."""
+    samples: int = Field(default=8, ge=2)
+    """Answers drawn to each: a group."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Of an answer; one that is not at its end by then is cut, and counted."""
+    cut: Literal["skip", "wrong"] = "skip"
+    """What a cut answer is worth: nobody can tell, or nothing. "wrong" teaches to be short."""
+    temperature: float = Field(default=1.0, gt=0)
+    updates: int = Field(default=1, ge=1)
+    """Steps that learn from one rollout, each from its part."""
+    redraws: int = Field(default=2, ge=0)
+    """How often other tasks are drawn for groups that are all alike."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.28, gt=0)
+    """DAPO's range of the ratio of probabilities: 1 - clip_low to 1 + clip_high."""
+    max_weight: float = Field(default=2.0, ge=1)
+    """Bound on the weight of a token, its probability in the trainer over that at the rollout."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the distance to the model the stage began with."""
+    accumulate: int = Field(default=1, ge=1)
+    """Pieces a step is cut into: less memory, the same gradient."""
+
+
+Stage = Annotated[SftStage | RlStage, Field(discriminator="kind")]
 
 
 class ParticipantConfig(StrictConfig):

@@ -24,7 +24,7 @@ from fp8.train import Progress, TrainResult
 from fusion.models import load_model, save_model
 from participant.config import Stage, TrainingConfig
 from participant.durable import sync_tree, write_durably
-from participant.stages import sft
+from participant.stages import rl, sft
 from participant.stages.conversations import Chat
 from participant.stages.cpt import Expert
 from protos.files import flush
@@ -51,9 +51,10 @@ class Learn(Protocol):
         ...
 
 
-LEARN: Final[Mapping[str, Learn]] = {"sft": sft.finetune}
+LEARN: Final[Mapping[str, Learn]] = {"sft": sft.finetune, "rl": rl.reinforce}
 MEASURE: Final[Mapping[str, Callable[[PreTrainedModel, Chat, Any], dict[str, float]]]] = {
-    "sft": sft.measure
+    "sft": sft.measure,
+    "rl": rl.measure,
 }
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from fp8.batches import count_tokens
 from fp8.train import Progress, TrainConfig, TrainResult, causal_lm_loss, train
 from fusion.models import context_length
-from participant.config import SftStage
+from participant.config import SftStage, StageConfig
 from participant.stages.conversations import (
     Chat,
     ChatError,
@@ -57,7 +57,7 @@ def read_examples(chat: Chat, stage: SftStage) -> Examples:
     if not trained:
         raise ChatError(
             f"{stage.data}: found no conversation to train on, wanted at least one (skipped: "
-            f"{skipped or 'none'}); add conversations, raise seq_len or lower held_out"
+            f"{str(skipped) or 'none'}); add conversations, raise seq_len or lower held_out"
         )
     return Examples(trained=trained, held_out=held_out, skipped=skipped)
 
@@ -132,7 +132,7 @@ def tell_ends(model: PreTrainedModel, chat: Chat) -> None:
     model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
-def schedule_of(stage: SftStage) -> TrainConfig:
+def schedule_of(stage: StageConfig, *, accumulate: int = 1) -> TrainConfig:
     """How the stage trains."""
     return TrainConfig(
         steps=stage.steps,
@@ -143,6 +143,7 @@ def schedule_of(stage: SftStage) -> TrainConfig:
         seed=stage.seed,
         checkpoint_every=stage.checkpoint_every,
         keep_stable=False,
+        accumulate=accumulate,
     )
 
 

@@ -55,7 +55,7 @@ class Home:
         return Expert(self.folder / "expert", self.folder / "corpus", self.model)
 
     def stage(self, **given: Any) -> SftStage:
-        settings = {"steps": 6, "lr": 1e-2, "batch_size": 2, "seq_len": 64, "held_out": 0.2}
+        settings = {"steps": 4, "lr": 1e-2, "batch_size": 1, "seq_len": 64, "held_out": 0.2}
         return SftStage(kind="sft", **{"data": self.data, **settings, **given})
 
     def develop(self, *stages: SftStage, stop_after: int = 10**6) -> bool:
@@ -96,16 +96,16 @@ def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
     home = Home(tmp_path)
     first, second = home.stage(), home.stage(seed=1)
     assert home.develop(first, second)
-    assert len(home.told) == TRAINING.steps + 12
+    assert len(home.told) == TRAINING.steps + 8
     assert home.expert.facts().stages == name_of([first, second])
     home.develop(first, second)
     assert not home.told
     home.develop(first, home.stage(seed=2))
-    assert len(home.told) == 6
+    assert len(home.told) == 4
     conversations(home.data)
     assert home.expert.facts().stages != name_of([first, home.stage(seed=2)])
     home.develop(first, home.stage(seed=2))
-    assert len(home.told) == 12
+    assert len(home.told) == 8
     version = home.expert.facts().version
     home.develop()  # the stages are taken out of the settings: pre-training alone is the expert
     assert (home.told, home.expert.facts().stages) == ([], "")

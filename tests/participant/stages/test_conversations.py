@@ -1,10 +1,11 @@
 """What of a conversation is learned, and what of a file is skipped."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.models import train_tokenizer
@@ -30,6 +31,7 @@ FORGETFUL = (
 WORDS = ["User: what is I63.9?\nAssistant: cerebral infarction", "system sea \u00e9\u2603 shells"]
 
 
+@cache
 def chat(template: str | None = None) -> Chat:
     return Chat(train_tokenizer(WORDS * 4, 300), template)
 
@@ -46,6 +48,7 @@ def learned(one: Chat, messages: list[Message], limit: int = 10_000) -> list[str
     return [tokenizer.decode(e.ids[a:b]) for e in found for a, b in e.answers]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(min_size=1, max_size=30).filter(str.strip), min_size=2, max_size=6))
 @pytest.mark.parametrize("template", [None, CHATML])
 def test_answers_and_their_ends_are_learned_and_nothing_else(
