@@ -47,10 +47,11 @@ class Experience:
     def part(self, index: int, parts: int) -> "Experience":
         """One of `parts` pieces: consecutive answers, as even as they go; some may be empty."""
         counts = [int(rows.sum()) for rows in self.said.tensor_split(parts)]
+        start, stop = sum(counts[:index]), sum(counts[: index + 1])
         return Experience(
             self.ids.tensor_split(parts)[index],
             self.said.tensor_split(parts)[index],
-            {name: value.split(counts)[index] for name, value in self.by_token.items()},
+            {name: value[start:stop] for name, value in self.by_token.items()},
             self.figures,
         )
 

@@ -130,8 +130,10 @@ def _chunked(
     def of_chunk(hidden_tH: Tensor, targets_t: Tensor) -> Tensor:
         return _chosen(head(hidden_tH), targets_t, temperature)
 
-    pieces = zip(hidden_NH.split(size), targets_N.split(size), strict=True)
-    return torch.cat([checkpoint(of_chunk, h, t, use_reentrant=False) for h, t in pieces])
+    cuts = [slice(at, at + size) for at in range(0, len(targets_N), size)]
+    return torch.cat(
+        [checkpoint(of_chunk, hidden_NH[c], targets_N[c], use_reentrant=False) for c in cuts]
+    )
 
 
 def _chosen(logits_NV: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
