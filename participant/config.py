@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
 from participant.schedule import ScheduleConfig
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
@@ -21,6 +21,13 @@ class ModelConfig(StrictConfig):
     heads: int = Field(ge=1, le=256)
     vocab_size: int = Field(ge=300, le=500_000)
     context: int = Field(default=256, ge=16, le=131_072)
+
+
+class StartConfig(StrictConfig):
+    """[model] folder = "...": the expert begins as a model that is there already."""
+
+    folder: Path
+    """An ordinary model folder: config.json, safetensors, tokenizer.json. It is only read."""
 
 
 class TrainingConfig(StrictConfig):
@@ -103,6 +110,15 @@ class RlStage(StageConfig):
     """Pieces a step is cut into: less memory, the same gradient."""
 
 
+def _model_kind(given: Any) -> str:
+    told = given if isinstance(given, Mapping) else getattr(given, "__dict__", {})
+    return "start" if "folder" in told else "new"
+
+
+Model = Annotated[
+    Annotated[ModelConfig, Tag("new")] | Annotated[StartConfig, Tag("start")],
+    Discriminator(_model_kind),
+]
 Stage = Annotated[SftStage | RlStage, Field(discriminator="kind")]
 
 
@@ -123,7 +139,7 @@ class ParticipantConfig(StrictConfig):
     """Whether a round may start from an older pivot of a lineage than one that was taken before."""
     min_free_mb: int = Field(default=256, ge=0)
     """Free disk space, in MB, below which no new work is begun: logs and spool need the rest."""
-    model: ModelConfig
+    model: Model
     training: TrainingConfig
     """Or a first [[stage]] of kind = "cpt" with the same keys."""
     stage: tuple[Stage, ...] = ()
@@ -155,4 +171,6 @@ def load_config(path: Path) -> ParticipantConfig:
     here = path.resolve().parent
     moved: dict[str, Any] = {k: here / getattr(config, k) for k in ("corpus", "data_dir", "policy")}
     stages = tuple(stage.below(here) for stage in config.stage)
+    if isinstance(config.model, StartConfig):
+        moved["model"] = StartConfig(folder=here / config.model.folder)
     return config.model_copy(update={**moved, "tls": config.tls.below(here), "stage": stages})

@@ -4,7 +4,8 @@ Each stage starts from the model the one before it finished, keeps its own check
 its model in a folder of its own: expert/stages/0-cpt, 1-sft, ... A stage whose model, settings or
 data are others than last time is done anew; the rest is kept. Only when the last one is finished is
 there a new expert. After each, every stage's held-out lines are measured, so that the table in
-stages/evals.json shows what a stage gave and what it cost the others.
+stages/evals.json shows what a stage gave and what it cost the others; it also counts the lines
+that were skipped.
 """
 
 import hashlib
@@ -31,6 +32,8 @@ from protos.files import flush
 
 _LOG = logging.getLogger(__name__)
 EVALS: Final = "evals.json"
+PROGRESS: Final = "progress.jsonl"
+"""A line for each step a stage did; after a crash some steps occur twice, and the last holds."""
 _KEY: Final = "key"
 
 
@@ -83,11 +86,11 @@ def develop(
     Returns: the result of the last stage that ran; finished is False when should_stop ended it.
     Raises: what a stage raises: CorpusError, ChatError, CheckpointError, TrainingDivergedError.
     """
-    hooks: dict[str, Any] = {"on_progress": on_progress, "should_stop": should_stop}
+    pretrain = partial(expert.pretrain, training, on_progress=on_progress, should_stop=should_stop)
     if not stages:
-        return expert.pretrain(training, **hooks)
+        return pretrain()
     base = expert.stages / "0-cpt" / "model"
-    result = expert.pretrain(training, **hooks, into=base)
+    result = pretrain(into=base)
     if not result.finished:
         return result
     name = name_of(stages)  # now: data that change under our hands are a reason to begin anew
@@ -99,7 +102,7 @@ def develop(
         _keep_only(folder, key)
         if not (folder / "model").exists():
             _LOG.info("stage %s begins", folder.name)
-            result = _learn(model, folder, stage, hooks)
+            result = _learn(model, folder, stage, on_progress, should_stop)
             if not result.finished:
                 return result
         model = folder / "model"
@@ -117,9 +120,29 @@ def opened(folder: Path, stage: Stage) -> tuple[PreTrainedModel, Chat]:
     return model, Chat(tokenizer, template)
 
 
-def _learn(start: Path, folder: Path, stage: Stage, hooks: Mapping[str, Any]) -> TrainResult:
+def _learn(
+    start: Path,
+    folder: Path,
+    stage: Stage,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> TrainResult:
     model, chat = opened(start, stage)
-    result = LEARN[stage.kind](model, chat, stage, checkpoint_dir=folder / "checkpoint", **hooks)
+    with (folder / PROGRESS).open("a", buffering=1, encoding="utf-8") as file:
+
+        def told(progress: Progress) -> None:
+            numbers = {"step": progress.step, "loss": progress.loss, "lr": progress.lr}
+            file.write(json.dumps({**numbers, **progress.metrics}) + "\n")
+            on_progress(progress)
+
+        result = LEARN[stage.kind](
+            model,
+            chat,
+            stage,
+            checkpoint_dir=folder / "checkpoint",
+            on_progress=told,
+            should_stop=should_stop,
+        )
     if result.finished:
         draft = folder / "model.new"
         shutil.rmtree(draft, ignore_errors=True)

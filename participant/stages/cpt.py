@@ -34,7 +34,7 @@ from fusion.models import (
     train_tokenizer,
 )
 from fusion.proximal import proximal
-from participant.config import ModelConfig, TrainingConfig
+from participant.config import ModelConfig, StartConfig, TrainingConfig
 from participant.corpus import read_corpus
 from participant.durable import sync_tree, write_durably
 from protos.files import flush
@@ -59,10 +59,11 @@ class Expert:
     """One private model with its tokenizer and its folder on disk.
 
     folder/tokens.npy, folder/checkpoint/, and folder/model/ (an ordinary model directory) once
-    trained. The tokenizer is trained on the private text when there is none yet.
+    trained. The tokenizer is trained on the private text when there is none yet, or is that of the
+    model to start from.
     """
 
-    def __init__(self, folder: Path, corpus: Path, model: ModelConfig) -> None:
+    def __init__(self, folder: Path, corpus: Path, model: ModelConfig | StartConfig) -> None:
         self._folder = folder
         self._corpus = corpus
         self._model = model
@@ -182,7 +183,7 @@ class Expert:
             if tokens_file.exists():  # new text in old words: the model knows no others
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
             else:
-                tokenizer = train_tokenizer(documents, self._model.vocab_size)
+                tokenizer = self._new_tokenizer(documents)
                 tokenizer.save_pretrained(tokenizer_folder)
                 sync_tree(tokenizer_folder)
             tokens = encode_documents(tokenizer, documents)
@@ -191,8 +192,17 @@ class Expert:
             flush(partial)
             partial.rename(tokens_file)
             flush(self._folder)
+        if isinstance(self._model, StartConfig):
+            return load_model(self._model.folder)[0], tokenizer, tokens
         spec = ModelSpec(**{**self._model.model_dump(), "vocab_size": len(tokenizer)})
         return build_model(spec, seed), tokenizer, tokens
+
+    def _new_tokenizer(self, documents: list[str]) -> PreTrainedTokenizerFast:
+        if isinstance(self._model, StartConfig):
+            return PreTrainedTokenizerFast.from_pretrained(
+                self._model.folder, local_files_only=True
+            )
+        return train_tokenizer(documents, self._model.vocab_size)
 
     def _corpus_is_newer(self, tokens_file: Path) -> bool:
         known = tokens_file.stat().st_mtime_ns

@@ -126,14 +126,15 @@ def reinforce(
 
 
 def measure(model: PreTrainedModel, chat: Chat, stage: RlStage) -> dict[str, float]:
-    """The stage's figures: mean reward of the likeliest answers to held-out tasks."""
-    tasks = read_tasks(model, chat, stage).held_out[:_MEASURED]
-    if not tasks:
-        return {}
-    draw = _draw(chat, stage, temperature=0.0)
-    answers = answer_all(model, [task.prompt for task in tasks], draw, [stage.seed])
-    scores = [_score(chat, stage, a, t) or 0.0 for a, t in zip(answers, tasks, strict=True)]
-    return {"reward": float(np.mean(scores))}
+    """The stage's figures: reward, the mean of the likeliest answers to held-out tasks; skipped."""
+    found = read_tasks(model, chat, stage)
+    figures = {"skipped": float(found.skipped.counts.total())}
+    if tasks := found.held_out[:_MEASURED]:
+        draw = _draw(chat, stage, temperature=0.0)
+        answers = answer_all(model, [task.prompt for task in tasks], draw, [stage.seed])
+        scores = [_score(chat, stage, a, t) or 0.0 for a, t in zip(answers, tasks, strict=True)]
+        figures["reward"] = float(np.mean(scores))
+    return figures
 
 
 def policy_loss(

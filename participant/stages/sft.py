@@ -148,6 +148,9 @@ def schedule_of(stage: StageConfig, *, accumulate: int = 1) -> TrainConfig:
 
 
 def measure(model: PreTrainedModel, chat: Chat, stage: SftStage) -> dict[str, float]:
-    """The stage's figures: answer_loss of its held-out conversations; none without any."""
-    held_out = read_examples(chat, stage).held_out
-    return {"answer_loss": answer_loss(model, held_out, chat.end_id)} if held_out else {}
+    """The stage's figures: answer_loss of its held-out conversations, lines and answers skipped."""
+    found = read_examples(chat, stage)
+    figures = {"skipped": float(found.skipped.counts.total())}
+    if found.held_out:
+        figures["answer_loss"] = answer_loss(model, found.held_out, chat.end_id)
+    return figures

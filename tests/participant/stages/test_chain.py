@@ -10,7 +10,15 @@ import torch
 from fp8.linear import Float8Linear
 from fp8.train import Progress
 from fusion.models import load_model
-from participant.config import ModelConfig, SftStage, TrainingConfig, load_config
+from participant.config import (
+    ModelConfig,
+    RlStage,
+    SftStage,
+    Stage,
+    StartConfig,
+    TrainingConfig,
+    load_config,
+)
 from participant.stages import chain, sft
 from participant.stages.chain import develop, name_of
 from participant.stages.conversations import Chat, ChatError
@@ -58,7 +66,7 @@ class Home:
         settings = {"steps": 4, "lr": 1e-2, "batch_size": 1, "seq_len": 64, "held_out": 0.2}
         return SftStage(kind="sft", **{"data": self.data, **settings, **given})
 
-    def develop(self, *stages: SftStage, stop_after: int = 10**6) -> bool:
+    def develop(self, *stages: Stage, stop_after: int = 10**6) -> bool:
         self.told = []
         return develop(
             self.expert,
@@ -115,10 +123,39 @@ def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
 
 def test_every_stage_is_measured_on_every_stages_held_out_lines(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    home.develop(home.stage(steps=20))
+    tasks = tmp_path / "tasks"
+    asked = [{"role": "user", "content": f"{i}. What is J18?"} for i in range(8)]
+    tasks.write_text("\n".join(json.dumps({"messages": [m], "answer": "lung"}) for m in asked))
+    reinforced = RlStage(
+        kind="rl", data=tasks, steps=2, lr=1e-4, rewards={"exact": 1.0}, prompts=1, samples=2,
+        max_new_tokens=3, held_out=0.4, redraws=0,
+    )  # fmt: skip
+    assert home.develop(home.stage(steps=20), reinforced)
     table = json.loads((home.expert.stages / chain.EVALS).read_text())
-    before, after = (table[name]["1-sft answer_loss"] for name in ("0-cpt", "1-sft"))
-    assert after < before - 1
+    assert list(table) == ["0-cpt", "1-sft", "2-rl"]
+    losses = [row["1-sft answer_loss"] for row in table.values()]
+    assert losses[1] < losses[0] - 0.5
+    assert all(0 <= row["2-rl reward"] <= 1 for row in table.values())
+    assert all(row["1-sft skipped"] == 2 for row in table.values())
+    lines = (home.expert.stages / "2-rl" / chain.PROGRESS).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert {"reward", "cut", "failed", "alike"} <= json.loads(lines[0]).keys()
+
+
+def test_an_expert_may_begin_as_a_model_that_is_there_already(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    old, _ = Home(first), Home(second)
+    old.develop(old.stage(steps=1))
+    start = StartConfig(folder=old.expert.directory)
+    expert = Expert(second / "expert", second / "corpus", start)
+    seen: list[Progress] = []
+    training = TRAINING.model_copy(update={"lr": 1e-9, "steps": 1})
+    develop(expert, training, [], on_progress=seen.append, should_stop=lambda: False)
+    before, after = weights(start.folder), weights(expert.directory)
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert load_model(expert.directory)[1].chat_template
 
 
 def test_the_finished_expert_knows_its_template_and_where_answers_end(tmp_path: Path) -> None:
@@ -207,6 +244,11 @@ def test_stages_stand_in_participant_toml_in_their_order(tmp_path: Path) -> None
     assert [(s.kind, s.data, s.template) for s in config.stage] == [
         ("sft", tmp_path / "chats.jsonl", tmp_path / "t.jinja")
     ]
+    start = (
+        TOML.partition("[model]")[0] + '[model]\nfolder = "m"\n[tls]' + TOML.partition("[tls]")[2]
+    )
+    path.write_text(start + STAGES)
+    assert load_config(path).model == StartConfig(folder=tmp_path / "m")
     path.write_text(TOML + "[training]\nsteps = 7\n" + STAGES)
     with pytest.raises(ValueError, match=r"found \[training\] and a stage of kind"):
         load_config(path)

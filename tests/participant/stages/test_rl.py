@@ -156,7 +156,7 @@ def test_reward_rises_from_chance_to_nearly_all_in_fp8(
     assert told[0].metrics["reward"] < 0.5
     assert told[-1].metrics["reward"] > 0.75
     assert all(p.metrics["gap"] < 1e-3 for p in told)
-    assert rl.measure(*model, asked) == {"reward": 1.0}
+    assert rl.measure(*model, asked) == {"reward": 1.0, "skipped": 0.0}
 
 
 def test_a_stage_cut_in_the_middle_of_a_rollout_ends_as_one_that_was_not(
