@@ -10,6 +10,7 @@ import torch
 from fp8.train import Progress, TrainResult
 from participant.config import ParticipantConfig
 from participant.durable import write_durably
+from participant.stages.chain import develop, name_of
 from participant.stages.cpt import Expert
 
 
@@ -34,7 +35,12 @@ class Training:
     def due(self) -> bool:
         """Whether there is something to train now."""
         opened = self._schedule.window(self._clock())
-        return opened is not None and self._expert.facts().steps < self._target_steps(opened)
+        if opened is None:
+            return False
+        facts = self._expert.facts()
+        return (
+            facts.steps < self._target_steps(opened) or name_of(self._config.stage) != facts.stages
+        )
 
     def run(
         self, *, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
@@ -45,8 +51,10 @@ class Training:
         steps = self._target_steps(opened)
         torch.set_num_threads(self._schedule.threads or self._config.threads)
         try:
-            return self._expert.pretrain(
+            return develop(
+                self._expert,
                 self._config.training.model_copy(update={"steps": steps}),
+                self._config.stage,
                 on_progress=on_progress,
                 should_stop=lambda: self._schedule.window(self._clock()) is None or should_stop(),
             )

@@ -34,7 +34,7 @@ from fusion.models import (
     train_tokenizer,
 )
 from fusion.proximal import proximal
-from participant.config import ModelConfig, TrainingConfig
+from participant.config import ModelConfig, StartConfig, TrainingConfig
 from participant.corpus import read_corpus
 from participant.durable import sync_tree, write_durably
 from protos.files import flush
@@ -51,16 +51,19 @@ class ExpertFacts:
     """How often it was finished anew; 0: there is none yet."""
     steps: int = 0
     finished_unix_ms: int = 0
+    stages: str = ""
+    """Which stages came after pre-training: `chain.name_of`."""
 
 
 class Expert:
     """One private model with its tokenizer and its folder on disk.
 
     folder/tokens.npy, folder/checkpoint/, and folder/model/ (an ordinary model directory) once
-    trained. The tokenizer is trained on the private text when there is none yet.
+    trained. The tokenizer is trained on the private text when there is none yet, or is that of the
+    model to start from.
     """
 
-    def __init__(self, folder: Path, corpus: Path, model: ModelConfig) -> None:
+    def __init__(self, folder: Path, corpus: Path, model: ModelConfig | StartConfig) -> None:
         self._folder = folder
         self._corpus = corpus
         self._model = model
@@ -79,15 +82,14 @@ class Expert:
         """Whether there is a finished model to ask."""
         return self.directory.exists()
 
+    @property
+    def stages(self) -> Path:
+        """Where the stages after pre-training keep what they made."""
+        return self._folder / "stages"
+
     def facts(self) -> ExpertFacts:
         """Which expert there is."""
-        if not self.ready:
-            return ExpertFacts()
-        try:
-            known = json.loads((self.directory / _FACTS).read_text(encoding="utf-8"))
-        except FileNotFoundError:  # finished by an older release of this program
-            return ExpertFacts(version=1)
-        return ExpertFacts(**known)
+        return facts_of(self.directory)
 
     def pretrain(
         self,
@@ -95,8 +97,12 @@ class Expert:
         *,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
+        into: Path | None = None,
     ) -> TrainResult:
-        """Train up to config.steps from the checkpoint; save the model when they are reached."""
+        """Train up to config.steps from the checkpoint; save the model when they are reached.
+
+        Args: into: where to save it, for stages that follow; None: it is the finished expert.
+        """
         model, tokenizer, tokens = self._start(config.seed)
         convert_to_float8_training(model, BlockScaling())
         moved = False
@@ -127,29 +133,42 @@ class Expert:
             # Whoever edits the schedule in the config means it, in mid-decay too.
             resume_with=Resume(override_schedule=True),
         )
-        if result.finished and (moved or self.facts().steps != result.step):
-            self._replace_model(model, tokenizer, result.step)
+        target = into or self.directory
+        known = facts_of(target)
+        if result.finished and (moved or (known.steps, known.stages) != (result.step, "")):
+            self.finish(lambda folder: save_model(model, tokenizer, folder), result.step, into=into)
         return result
 
-    def _replace_model(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int
+    def finish(
+        self,
+        write: Callable[[Path], object],
+        steps: int,
+        *,
+        stages: str = "",
+        into: Path | None = None,
     ) -> None:
-        """Put the new model where the old one was; a crash leaves one of the two."""
-        fresh, old = self._folder / "model.new", self._folder / "model.old"
+        """Put the model that `write` writes where the old one was; a crash leaves one of the two.
+
+        Args: steps: of pre-training. stages: those it went through since. into: as `pretrain`.
+        """
+        target = into or self.directory
+        fresh, old = target.with_suffix(".new"), target.with_suffix(".old")
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        save_model(model, tokenizer, fresh)
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        write(fresh)
         facts = ExpertFacts(
-            version=self.facts().version + 1,
+            version=facts_of(target).version + 1,
             steps=steps,
             finished_unix_ms=time.time_ns() // 1_000_000,
+            stages=stages,
         )
         write_durably(fresh / _FACTS, json.dumps(asdict(facts)))
         sync_tree(fresh)
-        if self.directory.exists():
-            self.directory.rename(old)
-        fresh.rename(self.directory)
-        flush(self._folder)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        flush(target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def _start(
@@ -164,7 +183,7 @@ class Expert:
             if tokens_file.exists():  # new text in old words: the model knows no others
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
             else:
-                tokenizer = train_tokenizer(documents, self._model.vocab_size)
+                tokenizer = self._new_tokenizer(documents)
                 tokenizer.save_pretrained(tokenizer_folder)
                 sync_tree(tokenizer_folder)
             tokens = encode_documents(tokenizer, documents)
@@ -173,12 +192,32 @@ class Expert:
             flush(partial)
             partial.rename(tokens_file)
             flush(self._folder)
+        if isinstance(self._model, StartConfig):
+            return load_model(self._model.folder)[0], tokenizer, tokens
         spec = ModelSpec(**{**self._model.model_dump(), "vocab_size": len(tokenizer)})
         return build_model(spec, seed), tokenizer, tokens
+
+    def _new_tokenizer(self, documents: list[str]) -> PreTrainedTokenizerFast:
+        if isinstance(self._model, StartConfig):
+            return PreTrainedTokenizerFast.from_pretrained(
+                self._model.folder, local_files_only=True
+            )
+        return train_tokenizer(documents, self._model.vocab_size)
 
     def _corpus_is_newer(self, tokens_file: Path) -> bool:
         known = tokens_file.stat().st_mtime_ns
         return self._corpus.exists() and self._corpus.stat().st_mtime_ns > known
+
+
+def facts_of(model: Path) -> ExpertFacts:
+    """Which expert lies in a folder."""
+    if not model.exists():
+        return ExpertFacts()
+    try:
+        known = json.loads((model / _FACTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # finished by an older release of this program
+        return ExpertFacts(version=1)
+    return ExpertFacts(**known)
 
 
 def open_expert(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from fusion import generate
+from fusion import sampling as drawing
 from fusion.byte_tables import byte_table
 from fusion.generate import GenerateError, complete, on_policy_prompts
 from fusion.models import (
@@ -103,17 +103,17 @@ def test_padding_the_cache_and_dropped_rows_change_no_logit(
     net = gpt2() if architecture == "gpt2" else model(architecture)
     seen: list[tuple[list[int], torch.Tensor]] = []
     sizes: list[int] = []
-    draw = generate._draw
+    draw = drawing.draw
 
-    def noted(logits_BV: torch.Tensor, rows: list[Any], sampling: Any) -> torch.Tensor:
+    def noted(logits_BV: torch.Tensor, rows: list[Any], sampling: Any) -> Any:
         live = [(row, logits) for row, logits in zip(rows, logits_BV, strict=True) if not row.done]
         seen.extend(([*row.ids, *row.written], logits) for row, logits in live)
         sizes.append(len(rows))
-        drawn = draw(logits_BV, rows, sampling)
+        drawn, logprobs = draw(logits_BV, rows, sampling)
         drawn[[row.index % 3 == 0 and len(row.written) == 3 for row in rows]] = 0  # these end
-        return drawn
+        return drawn, logprobs
 
-    monkeypatch.setattr(generate, "_draw", noted)
+    monkeypatch.setattr(drawing, "draw", noted)
     write(net, PROMPTS * 3, batch_size=15)
     assert sizes[-1] < sizes[0] == 15, "rows that end early are dropped"
     assert len({len(ids) for ids, _ in seen}) > 20
