@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from participant import canaries
 from participant.schedule import ScheduleConfig
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
 
@@ -55,10 +56,17 @@ class ParticipantConfig(StrictConfig):
     """Whether a round may start from an older pivot of a lineage than one that was taken before."""
     min_free_mb: int = Field(default=256, ge=0)
     """Free disk space, in MB, below which no new work is begun: logs and spool need the rest."""
+    canaries: bool = False
+    """Whether invented records are planted in the training text, for the gate of policy.toml."""
     model: ModelConfig
     training: TrainingConfig
     schedule: ScheduleConfig = ScheduleConfig()
     tls: TlsConfig
+
+    @property
+    def canary_file(self) -> Path | None:
+        """Where the planted records are kept; None: none are planted."""
+        return self.data_dir / canaries.FILE if self.canaries else None
 
 
 def load_config(path: Path) -> ParticipantConfig:
