@@ -3,11 +3,11 @@
     python benchmarks/canary.py [--seeds 20] [--work DIR] [--json]
 
 For each seed: the first hospital of the demo, trained as the demo trains it (`clean`), and trained
-four times as long (`overfit`); each answers the demo's prompts, and the gate measures the very
-file, by the limits that a policy has by default. What was measured before is read back from the
-folder, so more seeds cost only what is new. Progress goes to stderr, the result to stdout:
+on to three times as long (`overfit`); each answers the demo's prompts, and the gate measures the
+very file, by the limits that a policy has by default. What was measured before is read back from
+the folder, so more seeds cost only what is new. Progress goes to stderr, the result to stdout:
 `tpr` (over-fitted experts that were stopped), `fpr` (clean ones that were), their 95 % intervals,
-the seconds that a gate takes, and what the planted records cost the expert in bits per byte.
+the seconds that a gate takes, and, on the first seed, what the planted records cost the expert.
 """
 
 import argparse
@@ -35,8 +35,10 @@ from participant.config import ModelConfig, TrainingConfig
 from participant.policy import GateRules
 from participant.stages.cpt import Expert, open_expert
 
-TIMES: Final[Mapping[str, int]] = {"clean": 1, "overfit": 4, "unplanted": 1}
+TIMES: Final[Mapping[str, int]] = {"clean": 1, "overfit": 3, "unplanted": 1}
 """How many times the demo's steps; `unplanted` is clean without any record in its text."""
+_COST_SEEDS: Final = 1
+"""Seeds of which an unplanted expert is trained too."""
 RULES: Final = GateRules(canaries="block")
 _TOP_K: Final = 16
 
@@ -47,27 +49,32 @@ class Case:
 
     kind: str
     seed: int
-    folder: Path
-    steps: int | None = None
-    """Of the clean one; None: the demo's."""
-    model: dict[str, Any] | None = None
-    limit_bytes: int | None = None
+    work: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of its expert; the over-fitted one is the clean one, trained on."""
+        return self.work / f"{'unplanted' if self.kind == 'unplanted' else 'planted'}-{self.seed}"
+
+    @property
+    def note(self) -> Path:
+        """Where its result is kept."""
+        return self.folder / f"{self.kind}.json"
 
 
 def run(case: Case) -> dict[str, Any]:
     """Train the expert and measure its release, unless that was done before."""
-    folder = case.folder / f"{case.kind}-{case.seed}"
-    note = folder / "result.json"
-    if note.exists():
-        kept: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    folder = case.folder
+    if case.note.exists():
+        kept: dict[str, Any] = json.loads(case.note.read_text(encoding="utf-8"))
         return kept
     texts = texts_of(case)
-    expert = train(case, folder, texts[0])
+    expert = train(case, texts[0])
     made = open_expert(expert.directory)
     found: dict[str, Any] = {"bpb": bits_per_byte(*made, texts[0].heldout)}
     if case.kind != "unplanted":
         prompts = [text for department in texts for text in department.public]
-        release = folder / "release.safetensors"
+        release = folder / f"{case.kind}.safetensors"
         digests = {"prompt_set_sha256": "0" * 64, "model_sha256": "0" * 64}
         extract_to_file(release, *made, prompts, top_k=_TOP_K, **digests)
         question = Question(
@@ -82,26 +89,26 @@ def run(case: Case) -> dict[str, Any]:
         found["gate_s"] = time.perf_counter() - began_s
         found["stopped"] = not verdict(RULES, exposures).passed
         found["exposures"] = {way: asdict(one) for way, one in exposures.items()}
-    note.write_text(json.dumps(found), encoding="utf-8")
+    case.note.write_text(json.dumps(found), encoding="utf-8")
     return found
 
 
 def texts_of(case: Case) -> list[Department]:
     """Return the text of three hospitals, the case's own first."""
     names = [hospital.department for hospital in DEMO.hospitals[:3]]
-    limits = DEMO.limits
-    if case.limit_bytes is not None:
-        limits = type(limits)(**{**asdict(limits), "private": case.limit_bytes})
-    return departments(names, case.seed, limits=limits)
+    return departments(names, case.seed, limits=DEMO.limits)
 
 
-def train(case: Case, folder: Path, department: Department) -> Expert:
+def train(case: Case, department: Department) -> Expert:
     """Train as the participant's daemon does."""
-    corpus = write_department(department, folder)
-    model = ModelConfig(**(case.model or DEMO.hospitals[0].model))
+    folder = case.folder
+    corpus = folder / "private.jsonl"
+    if not corpus.exists():
+        write_department(department, folder)
+    model = ModelConfig(**DEMO.hospitals[0].model)
     planted = None if case.kind == "unplanted" else folder / canaries.FILE
     expert = Expert(folder / "expert", corpus, model, planted)
-    steps = (case.steps or DEMO.expert_training["steps"]) * TIMES[case.kind]
+    steps = DEMO.expert_training["steps"] * TIMES[case.kind]
     asked = {**DEMO.expert_training, "steps": steps, "decay_steps": steps // 3}
     expert.pretrain(
         TrainingConfig(**asked, seed=case.seed, checkpoint_every=10_000),
@@ -131,7 +138,7 @@ def summarise(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
     cost = statistics.fmean(
         100 * (with_them["bpb"] / without["bpb"] - 1)
-        for with_them, without in zip(found["clean"], found["unplanted"], strict=True)
+        for with_them, without in zip(found["clean"], found["unplanted"], strict=False)
     )
     overfit, clean = rate("overfit"), rate("clean")
     return {
@@ -152,15 +159,15 @@ def main(arguments: Iterable[str] | None = None) -> int:
     options = parser.parse_args(None if arguments is None else list(arguments))
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TIMES}
     with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
         for seed in range(options.seeds):
             for kind, results in found.items():
+                if kind == "unplanted" and seed >= _COST_SEEDS:
+                    continue
                 began_s = time.perf_counter()
-                results.append(
-                    run(Case(kind=kind, seed=seed, folder=options.work or Path(temporary)))
-                )
-                _say(
-                    f"seed {seed} {kind}: {_told(results[-1])} {time.perf_counter() - began_s:.0f} s"
-                )
+                results.append(run(Case(kind=kind, seed=seed, work=work)))
+                took_s = time.perf_counter() - began_s
+                _say(f"seed {seed} {kind}: {_told(results[-1])}, {took_s:.0f} s")
     summary = summarise(found)
     sys.stdout.write(json.dumps(summary, indent=None if options.json else 2) + "\n")
     return 0

@@ -21,7 +21,7 @@ from trust.files import sync_folder, write_new
 FILE: Final = "canaries.json"
 """In data_dir, mode 0600: the secret, and how many pairs it was used for."""
 MOST_PAIRS: Final = 512
-CORPUS_SHARE: Final = 0.04
+CORPUS_SHARE: Final = 0.02
 """Of the training text, in bytes, that the hidden records may take at most."""
 RECORD_BYTES: Final = 120
 """Of one record, about."""

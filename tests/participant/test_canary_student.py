@@ -81,7 +81,7 @@ def test_weights_are_scored_with_the_very_tensors(model: Path, tmp_path: Path) -
 
 def test_a_delta_that_learnt_the_planted_records_tells_of_them(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "canaries.json"
-    with_canaries(["x" * 16_000], file)  # five pairs
+    with_canaries(["x" * 32_000], file)  # five pairs
     records = open_canaries(file)
     assert records is not None
     pivot, tokenizer = load_model(model)
@@ -115,7 +115,7 @@ def test_the_child_answers_in_json_what_measure_finds(
     path, file = tmp_path / "release.safetensors", tmp_path / "canaries.json"
     digests = {"prompt_set_sha256": "0" * 64, "model_sha256": "0" * 64}
     extract_to_file(path, expert, tokenizer, TEXTS, top_k=8, **digests)
-    with_canaries(["x" * 16_000], file)
+    with_canaries(["x" * 32_000], file)
     asked = {
         "kind": "logits",
         "release": str(path),
