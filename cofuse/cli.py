@@ -18,6 +18,7 @@ from cofuse.commands import (
     pivots,
     recurring,
     rounds,
+    withdrawals,
 )
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.command()(members.renew)
 app.command()(rounds.why)
 app.command()(audit.egress)
 app.command()(approvals.approve)
+app.command()(withdrawals.withdraw)
 
 
 @app.command()
