@@ -23,6 +23,7 @@ from cofuse.commands import (
     reference,
     rounds,
     upkeep,
+    withdrawals,
 )
 from cofuse.commands.connection import answer, fail, tell
 from cofuse.output import App, wants_json
@@ -61,6 +62,7 @@ for _command in (
     rounds.why,
     audit.egress,
     approvals.approve,
+    withdrawals.withdraw,
     upkeep.backup,
     reference.schema,
     reference.config,

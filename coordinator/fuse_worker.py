@@ -72,6 +72,8 @@ def train_run(folder: Path, run: Run) -> Path:
         known = [domain for domain in told if domain is not None]
         shares = result.routing.shares(known if len(known) == len(told) else None)
         (out / "shares.json").write_text(canonical(shares), encoding="utf-8")
+        judged = canonical(result.routing.judged())
+        (out / "suspicion.json").write_text(judged, encoding="utf-8")
     _whole(out / "model", lambda partial: save_model(model, tokenizer, partial))
     return out / "model"
 
@@ -139,11 +141,12 @@ def work(job: FuseJob) -> None:
 
 
 def _credit(job: FuseJob, evals: Tables) -> Tables:
-    """Who contributed what: routing shares, and what the pivot loses without each source."""
+    """Who contributed what: routing shares, what tells against whom, the loss without each."""
     credit: Tables = {}
-    shares = job.directory / "runs" / PIVOT_MODEL[job.spec.method] / "shares.json"
-    if shares.exists():
-        credit["share"] = json.loads(shares.read_text(encoding="utf-8"))
+    run = job.directory / "runs" / PIVOT_MODEL[job.spec.method]
+    for measure, file in (("share", "shares.json"), ("suspicion", "suspicion.json")):
+        if (run / file).exists():
+            credit[measure] = json.loads((run / file).read_text(encoding="utf-8"))
     without = {
         name.removeprefix(WITHOUT): evals["bpb"].pop(name)
         for name in sorted(evals["bpb"])

@@ -62,6 +62,7 @@ def settings_of(
         distill_weight=spec.distill_weight,
         fp8=spec.precision == "fp8",
         max_share=spec.max_share,
+        suspects=spec.suspects,
     )
     settings = replace(settings, **changes)
     # A published method keeps the share it was published with; see docs/papers.md.

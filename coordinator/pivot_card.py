@@ -27,6 +27,9 @@ def table(scores: Scores, *, digits: int, mark: str) -> str:
 
 CREDIT: Final = {
     "share": "Share of the routing: how much of what the pivot was taught came from whom",
+    "suspicion": "Suspicion: how far a source's words are from the public text (false_nats: nats "
+    "a row of false confidence; lies: share of what it promised that the text never keeps; "
+    "worst_lie: standard deviations; excluded: 1 where it was left out of the pivot)",
     "leave_one_out": "Leave one out: how much of the pivot's gain is lost without a source "
     "(1: all of it; below 0: it is better without)",
 }

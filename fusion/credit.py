@@ -5,8 +5,9 @@ Shapes: D = documents, S = candidates (base pivot first).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.routing import Weights
+from fusion.suspicion import Signs
 
 BASE: Final = "base"
 ALL: Final = "all"
@@ -29,6 +31,10 @@ class Routing:
     """[D] pivot tokens of each document."""
     weights: NDArray[np.float64]
     """[D, S] mean weight over the document's tokens."""
+    signs: Mapping[str, Signs] = field(default_factory=dict)
+    """What tells against each source, those that were left out too."""
+    excluded: tuple[str, ...] = ()
+    """Sources that were left out, the first one first."""
 
     def shares(self, domains: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         """Return by domain, and for all together, each candidate's share of the posterior mass.
@@ -43,6 +49,13 @@ class Routing:
         groups[ALL] = np.ones(len(labels), bool)
         return {name: self._share(inside) for name, inside in groups.items()}
 
+    def judged(self) -> dict[str, dict[str, float]]:
+        """Return by source what tells against it, and whether it was left out (1) or not (0)."""
+        return {
+            name: {**asdict(one), "excluded": float(name in self.excluded)}
+            for name, one in sorted(self.signs.items())
+        }
+
     def _share(self, inside_D: NDArray[np.bool_]) -> dict[str, float]:
         tokens_D = self.tokens[inside_D]
         mass_S = (self.weights[inside_D] * tokens_D[:, None]).sum(axis=0) / tokens_D.sum()
@@ -50,13 +63,27 @@ class Routing:
 
     def save(self, path: Path) -> None:
         """Write as .npz."""
-        np.savez(path, names=self.names, tokens=self.tokens, weights=self.weights)
+        told = {name: asdict(one) for name, one in self.signs.items()}
+        np.savez(
+            path,
+            names=self.names,
+            tokens=self.tokens,
+            weights=self.weights,
+            judged=json.dumps({"signs": told, "excluded": self.excluded}),
+        )
 
     @classmethod
     def load(cls, path: Path) -> Routing:
         """Read what save wrote."""
         with np.load(path) as file:
-            return cls(tuple(file["names"].tolist()), file["tokens"], file["weights"])
+            judged = json.loads(str(file["judged"])) if "judged" in file else {}
+            return cls(
+                tuple(file["names"].tolist()),
+                file["tokens"],
+                file["weights"],
+                {name: Signs(**one) for name, one in judged.get("signs", {}).items()},
+                tuple(judged.get("excluded", ())),
+            )
 
 
 def summed(weights_PS: Weights, doc_offsets: NDArray[Any]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fusion.baselines import BASELINES, SHARED
 from fusion.codec import LogitFile
-from fusion.contribution import ContributionError, LogitContribution, LogitSource
-from fusion.credit import ALL, BASE, Routing, summed
+from fusion.contribution import LogitSource
+from fusion.credit import ALL, Routing, summed
 from fusion.extract import extract_to_file
 from fusion.models import encode_documents, eos_id
 from fusion.routing import (
@@ -32,11 +32,11 @@ from fusion.routing import (
     without_base,
 )
 from fusion.settings import FusionSettings
+from fusion.shards import Shards
+from fusion.suspicion import Signs, Suspicion, suspects
 from fusion.target_store import TargetStore, has_targets, read_targets, write_targets
 from fusion.targets import Arrays, certain_mass, chunk_targets, span_targets
-from fusion.vocab_maps import first_pieces, map_ids
 
-SHARD_DOCUMENTS: Final = 256
 _ROUTING: Final = "routing.npz"
 
 
@@ -80,14 +80,18 @@ def prepare(
     origin = _origin(contributions, settings, ids, flags)
     if not has_targets(folder, origin):
         base = _ask_base(pivot, tokenizer, prompts, contributions, folder)
-        shards = _Shards(base, contributions, ids, flags, tokenizer)
+
+        def shards_of(names: Iterable[str]) -> Shards:
+            return Shards(base, {n: contributions[n] for n in names}, ids, flags, tokenizer)
+
+        shards = shards_of(contributions)
         shared = None
         if build := BASELINES.get(settings.loss):
             made: Iterator[Arrays] = (build(*shards.of(at)) for at in shards)
             if tell := SHARED.get(settings.loss):
                 shared = tell(*shards.of(0))
         else:
-            weights_of, summary = _route(shards, settings)
+            shards, weights_of, summary = _route_the_sincere(shards_of, contributions, settings)
             summary.save(folder / _ROUTING)
             made = _span_shards(shards, weights_of, settings)
         write_targets(folder, len(ids), made, origin, shared)
@@ -126,51 +130,6 @@ def _ask_base(
     return LogitFile(folder / "base.safetensors", prompts)
 
 
-class _Shards:
-    """The prompt set in runs of documents, as the pivot and as every source sees them."""
-
-    def __init__(
-        self,
-        base: LogitFile,
-        contributions: Mapping[str, LogitSource],
-        ids: NDArray[np.int32],
-        written_D: NDArray[np.bool_],
-        tokenizer: PreTrainedTokenizerFast,
-    ) -> None:
-        self.names = (BASE, *sorted(contributions))
-        self._sources = [contributions[name] for name in self.names[1:]]
-        self._base, self._ids, self._written_D = base, ids, written_D
-        self._offsets = np.append(0, np.flatnonzero(ids == ids[-1]) + 1)  # eos ends documents
-        first = base.documents(0, 1)
-        experts = [source.documents(0, 1) for source in self._sources]
-        pieces = [first_pieces(tokenizer, expert) for expert in experts]
-        identity = np.arange(base.header.vocab_size)
-        self.maps: list[NDArray[np.int64]] = [
-            identity,
-            *(map_ids(first, e, p) for e, p in zip(experts, pieces, strict=True)),
-        ]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(0, self._base.header.documents, SHARD_DOCUMENTS))
-
-    def of(self, start: int) -> tuple[LogitContribution, list[LogitContribution]]:
-        """Return the shard that starts at this document: the base's view, then the sources'."""
-        stop = min(start + SHARD_DOCUMENTS, self._base.header.documents)
-        base = self._base.documents(start, stop)
-        # A file tells ids by their bytes; two ids may write the same, and ours are known.
-        mine = self._ids[self._offsets[start] : self._offsets[stop]]
-        student = replace(base, token_ids=mine)
-        experts = [source.documents(start, stop) for source in self._sources]
-        for name, expert in zip(self.names[1:], experts, strict=True):
-            _require_sound(name, expert, student)
-        return student, experts
-
-    def written(self, start: int, student: LogitContribution) -> NDArray[np.bool_]:
-        """Return [P] whether the pivot wrote the document of each row of this shard."""
-        flags_D = self._written_D[start : start + student.header.documents]
-        return np.repeat(flags_D, np.diff(student.doc_offsets))
-
-
 def _origin(
     contributions: Mapping[str, LogitSource],
     settings: FusionSettings,
@@ -196,24 +155,41 @@ def _require_one_prompt_set(contributions: Mapping[str, LogitSource]) -> None:
         )
 
 
-def _require_sound(name: str, expert: LogitContribution, student: LogitContribution) -> None:
-    """Check what only a contribution that never was a file can get wrong; files are checked."""
-    found_D, wanted_D = (c.byte_ends[c.doc_offsets[1:] - 1] for c in (expert, student))
-    if not np.array_equal(found_D, wanted_D):
-        raise ValueError(
-            f"{name} read {found_D.sum()} bytes of {student.header.documents} documents that have "
-            f"{wanted_D.sum()}, or cut them elsewhere; extract its logits from this prompt set"
-        )
-    for field in ("own_logprob", "topk_logprobs", "tail_logprob"):
-        if not np.isfinite(getattr(expert, field)).all():
-            raise ContributionError(
-                "not_finite",
-                f"{field} of {name} holds NaN or infinity: its model diverged; train it again, "
-                "or fuse without it",
-            )
+def _route_the_sincere(
+    shards_of: Callable[[Iterable[str]], Shards], names: Iterable[str], settings: FusionSettings
+) -> tuple[Shards, Callable[[int], Weights], Routing]:
+    """Route; leave the worst suspect out and route again, until there is none.
+
+    Each is judged as it is listened to, and one poisoner's weight hides another's lies.
+    """
+    kept, excluded = sorted(names), list[str]()
+    signs: dict[str, Signs] = {}
+    most = (len(kept) - 1) // 2
+    while True:
+        shards = shards_of(kept)
+        weights_of, summary = _route(shards, settings)
+        signs |= _signs(shards, weights_of)
+        found = suspects({name: signs[name] for name in kept})
+        if settings.suspects == "report" or not found or len(excluded) == most:
+            return shards, weights_of, replace(summary, signs=signs, excluded=tuple(excluded))
+        excluded.append(found[0])
+        kept.remove(found[0])
 
 
-def _route(shards: _Shards, settings: FusionSettings) -> tuple[Callable[[int], Weights], Routing]:
+def _signs(shards: Shards, weights_of: Callable[[int], Weights]) -> Mapping[str, Signs]:
+    """Say how far each source is from what the text says, where it is listened to.
+
+    What the pivot wrote itself is no text that anybody's words could be held against.
+    """
+    suspicion = Suspicion(shards.names[1:])
+    for at in shards:
+        student, experts = shards.of(at)
+        public_P1 = ~shards.written(at, student)[:, None]
+        suspicion.add(student, experts, weights_of(at)[:, 1:] * public_P1)
+    return suspicion.signs()
+
+
+def _route(shards: Shards, settings: FusionSettings) -> tuple[Callable[[int], Weights], Routing]:
     """Return the weights by shard and a summary; sources over their total share are scaled down.
 
     What one loses may put another over its share, so this goes on until nobody is.
@@ -250,7 +226,7 @@ def _route(shards: _Shards, settings: FusionSettings) -> tuple[Callable[[int], W
 
 
 def _span_shards(
-    shards: _Shards, weights_of: Callable[[int], Weights], settings: FusionSettings
+    shards: Shards, weights_of: Callable[[int], Weights], settings: FusionSettings
 ) -> Iterator[Arrays]:
     for at in shards:
         student, experts = shards.of(at)

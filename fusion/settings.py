@@ -36,6 +36,8 @@ class FusionSettings:
     max_share: float | None = None
     """The most that one source may have of the whole prompt set, in (0, 1]. None: where sources
     speak for themselves, one and a half even shares (fusion.routing.most_of_all)."""
+    suspects: Literal["exclude", "report"] = "exclude"
+    """What becomes of a source whose words the text contradicts (fusion.suspicion)."""
     alm_weight: float = 0.1
     """mu, at least 0."""
     kept: int = 24

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
+from participant import canaries
 from participant.schedule import ScheduleConfig
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
 
@@ -139,6 +140,8 @@ class ParticipantConfig(StrictConfig):
     """Whether a round may start from an older pivot of a lineage than one that was taken before."""
     min_free_mb: int = Field(default=256, ge=0)
     """Free disk space, in MB, below which no new work is begun: logs and spool need the rest."""
+    canaries: bool = False
+    """Whether invented records are planted in the training text, for the gate of policy.toml."""
     model: Model
     training: TrainingConfig
     """Or a first [[stage]] of kind = "cpt" with the same keys."""
@@ -160,6 +163,10 @@ class ParticipantConfig(StrictConfig):
             raise ValueError('found [training] and a stage of kind = "cpt", wanted one: drop one')
         training = {key: value for key, value in first.items() if key != "kind"}
         return {**given, "training": training, "stage": stages[1:]}
+    @property
+    def canary_file(self) -> Path | None:
+        """Where the planted records are kept; None: none are planted."""
+        return self.data_dir / canaries.FILE if self.canaries else None
 
 
 def load_config(path: Path) -> ParticipantConfig:

@@ -59,7 +59,9 @@ class Participant:
         self._tell_out = tell
         self._stop = threading.Event()
         self._halt = threading.Event()  # the work in hand must end: stopping, or nobody waits
-        self._expert = Expert(config.data_dir / "expert", config.corpus, config.model)
+        self._expert = Expert(
+            config.data_dir / "expert", config.corpus, config.model, config.canary_file
+        )
         self._training = Training(config, self._expert)
         self._spool = Spool(config.data_dir / "spool")
         self._guard = Guard(config, self._spool)

@@ -20,6 +20,7 @@ from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
 from fusion.extract import extract_to_file
 from fusion.merge import subtract
 from fusion.models import load_model, parameter_arrays, save_model
+from participant.canaries import open_canaries
 from participant.durable import sync_tree
 from participant.stages.cpt import adapt_pivot, open_expert
 from protos.chunks import sha256_of
@@ -117,18 +118,21 @@ class LocalTraining:
     """The round's prompt set, for a spec that rehearses it."""
     on_progress: Callable[[Progress], None]
     should_stop: Callable[[], bool]
+    canaries: Path | None = None
+    """Where the records planted in the text are kept."""
 
     def adapt(
         self, pivot: Path, asked: TrainingSpec, assignment: Assignment, outbox: Path
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, TrainResult]:
         """Train as asked, from the checkpoint of an earlier try where there is one."""
-        rehearsed = read_prompts(self.prompts) if self.prompts is not None else ()
+        rehearsed = read_prompts(self.prompts) if self.prompts is not None else []
+        records = open_canaries(self.canaries) if self.canaries is not None else None
         return adapt_pivot(
             pivot,
             self.corpus,
             asked,
             assignment.spec.seed,
-            rehearsed=rehearsed,
+            rehearsed=[*rehearsed, *(records.planted if records else ())],
             checkpoint_dir=outbox / f"checkpoint-{assignment.round_id}",
             on_progress=self.on_progress,
             should_stop=self.should_stop,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from participant import approvals, budget
+from participant import approvals, budget, canaries, canary_gate
 from participant.approvals import Approvals, Release
 from participant.budget import Ledger
 from participant.config import ParticipantConfig
@@ -93,7 +93,8 @@ class Guard:
             self._check_prompts(assignment.round_id, policy.prompts, asked.texts)
             self.ledger.reserve(asked.question, policy.logits)
             path = self._sealed / f"{assignment.round_id}.safetensors"
-            seal(assignment, asked, work(asked), path)
+            seal(assignment, asked, draft := work(asked), path)
+            self._measure(policy, assignment, asked, draft, path)
             entry = self._spool.made(entry, path, sha256_of(path))
         assert entry.made is not None
         label = f"allow {policy.allow.index(rule) + 1}: {rule.purpose}"
@@ -131,6 +132,23 @@ class Guard:
         self._waiting.pop(round_id, None)
         self.approvals.close(round_id)
         (self._sealed / f"{round_id}.safetensors").unlink(missing_ok=True)
+
+    def _measure(
+        self, policy: Policy, assignment: Assignment, asked: Asked, draft: Draft, path: Path
+    ) -> None:
+        """Hold what would leave against the canary gate. Raises: PolicyRefusalError."""
+        question = canary_gate.Question(
+            kind=kind_of(assignment.spec),
+            release=path,
+            model=draft.model,
+            canaries=self._config.data_dir / canaries.FILE,
+            texts=asked.texts,
+        )
+        try:
+            canary_gate.check(policy.gates, question)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock() / 1000, UTC).date()

@@ -79,6 +79,23 @@ class PromptRules(StrictConfig):
     """It holds what looks like a person's data (participant/prompt_checks.py)."""
 
 
+class GateRules(StrictConfig):
+    """[gates]: what is done about a release that tells of the invented records in the training.
+
+    A limit is passed when the lower end of the 95 % interval is above it; where the interval is too
+    wide to tell, a warning is written.
+    """
+
+    canaries: Action = "off"
+    auc_max: float = Field(default=0.55, ge=0.5, le=1)
+    """What reads this release alone may tell a planted record from a held-out one so often."""
+    tpr_max: float = Field(default=0.03, ge=0, le=1)
+    """It may find this share of the planted ones, at one false alarm in a hundred."""
+    recall_tpr_max: float = Field(default=0.7, ge=0, le=1)
+    """The same of the expert's own answer on the records themselves: what the text's own next
+    token would tell if a prompt set quoted them, and past all other checks."""
+
+
 class Policy(StrictConfig):
     """What may leave. Without a rule nothing does."""
 
@@ -87,6 +104,7 @@ class Policy(StrictConfig):
     logits: LogitLimits = LogitLimits()
     weights: WeightLimits = WeightLimits()
     prompts: PromptRules = PromptRules()
+    gates: GateRules = GateRules()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -155,6 +155,7 @@ class Worker:
             prompts=prompts if spec.rehearse else None,
             on_progress=lambda p: self._tell("adapt", progress_body(p)),
             should_stop=should_stop,
+            canaries=self._config.canary_file,
         )
         expert = self._asked(assignment)
         if spec.kind == "weights":

@@ -121,6 +121,9 @@ class RoundSpec(Strict):
     routing: RoutingName = "posterior"
     max_share: float | None = Field(default=None, gt=0, le=1)
     """The most of the routing that one source may have; None: fusion's own default."""
+    suspects: Literal["exclude", "report"] = "exclude"
+    """What becomes of a source that teaches what the public text contradicts: left out of the
+    pivot, or named only. With two sources nobody is one (unified rounds)."""
     gate_nats: float | None = Field(default=None, ge=0)
     """Silence a source that has read a text this much worse than the pivot; None: never."""
     precision: Literal["fp32", "fp8"] = "fp32"

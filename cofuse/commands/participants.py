@@ -43,6 +43,9 @@ enabled = false          # weights need this as well as a rule
 [prompts]                # "block", "warn" or "off", when a prompt set
 overlap = "block"        #   shares thirteen words in a row with our text
 phi = "block"            #   holds what looks like a person's data
+
+[gates]                  # "block", "warn" or "off", when a release tells
+canaries = "block"       #   of the invented records planted in our text
 """
 
 
@@ -73,6 +76,7 @@ def init(
         "corpus": str(corpus.resolve()),
         "data_dir": "data",
         "policy": "policy.toml",
+        "canaries": True,
         "model": {
             "architecture": "llama",
             "hidden_size": 256,

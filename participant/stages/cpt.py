@@ -34,6 +34,7 @@ from fusion.models import (
     train_tokenizer,
 )
 from fusion.proximal import proximal
+from participant.canaries import with_canaries
 from participant.config import ModelConfig, StartConfig, TrainingConfig
 from participant.corpus import read_corpus
 from participant.durable import sync_tree, write_durably
@@ -63,7 +64,15 @@ class Expert:
     model to start from.
     """
 
-    def __init__(self, folder: Path, corpus: Path, model: ModelConfig | StartConfig) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        corpus: Path,
+        model: ModelConfig | StartConfig,
+        canaries: Path | None = None,
+    ) -> None:
+        """Args: canaries: where the records planted in the text are kept; None: none are."""
+        self._canaries = canaries
         self._folder = folder
         self._corpus = corpus
         self._model = model
@@ -186,7 +195,8 @@ class Expert:
                 tokenizer = self._new_tokenizer(documents)
                 tokenizer.save_pretrained(tokenizer_folder)
                 sync_tree(tokenizer_folder)
-            tokens = encode_documents(tokenizer, documents)
+            # After the tokenizer, which is shipped, has learnt its words from the text alone.
+            tokens = encode_documents(tokenizer, with_canaries(documents, self._canaries))
             partial = tokens_file.with_suffix(".partial.npy")
             np.save(partial, tokens)
             flush(partial)

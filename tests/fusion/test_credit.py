@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.credit import ALL, Routing, leave_one_out, summed
+from fusion.suspicion import Signs
 
 
 def routing(seed: int, documents: int) -> tuple[Routing, np.ndarray, np.ndarray]:
@@ -51,3 +53,15 @@ def test_leaving_out_who_gave_all_loses_all_and_who_gave_nothing_nothing() -> No
 
 def test_where_the_round_gained_nothing_nobody_has_credit() -> None:
     assert leave_one_out({"x": 2.1}, {"a": {"x": 2.5}}, {"x": 2.0}) == {"a": {"x": 0.0}}
+
+
+def test_who_was_left_out_and_why_is_read_back(tmp_path: Path) -> None:
+    made, _, _ = routing(3, 5)
+    signs = {"c": Signs(false_nats=3.0, lies=0.2, worst_lie=20.0)}
+    told = replace(made, signs=signs, excluded=("c",))
+    told.save(tmp_path / "routing.npz")
+    back = Routing.load(tmp_path / "routing.npz")
+    assert (back.signs, back.excluded) == (signs, ("c",))
+    assert back.judged() == {
+        "c": {"false_nats": 3.0, "lies": 0.2, "worst_lie": 20.0, "excluded": 1.0}
+    }

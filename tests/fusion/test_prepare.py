@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fusion import prepare as module
+from fusion import shards
 from fusion.extract import extract_logits
 from fusion.models import encode_documents
 from fusion.prepare import prepare
@@ -23,7 +24,7 @@ def test_targets_do_not_depend_on_the_shards(
 ) -> None:
     settings = replace(SETTINGS, loss=loss)  # type: ignore[arg-type]
     prepare(pivot(), tokenizer(300), PROMPTS, both(), settings, tmp_path / "whole")
-    monkeypatch.setattr(module, "SHARD_DOCUMENTS", documents)
+    monkeypatch.setattr(shards, "SHARD_DOCUMENTS", documents)
     prepare(pivot(), tokenizer(300), PROMPTS, both(), settings, tmp_path / "cut")
     whole, cut = arrays(tmp_path / "whole"), arrays(tmp_path / "cut")
     assert whole.keys() == cut.keys()
@@ -105,3 +106,21 @@ def test_cross_entropy_is_not_asked_for_twice(tmp_path: Path) -> None:
     half = replace(settings, distill_weight=0.2)
     prepare(pivot(), tokenizer(300), PROMPTS, {"liar": liar}, half, tmp_path / "half")
     assert arrays(tmp_path / "half")["ce_weight"][common] == pytest.approx(1 - 0.2 / 0.8)
+
+
+def test_a_suspect_leaves_no_trace_in_the_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = both() | {"c": contribution("a")}
+    monkeypatch.setattr(module, "suspects", lambda signs: tuple(n for n in signs if n == "c"))
+    prepared = prepare(pivot(), tokenizer(300), PROMPTS, sources, SETTINGS, tmp_path / "found")
+    prepare(pivot(), tokenizer(300), PROMPTS, both(), SETTINGS, tmp_path / "never")
+    found, never = arrays(tmp_path / "found"), arrays(tmp_path / "never")
+    assert all(np.array_equal(found[name], never[name]) for name in never)
+    assert prepared.routing is not None
+    assert prepared.routing.excluded == ("c",)
+    assert set(prepared.routing.signs) == {"a", "b", "c"}
+    told = replace(SETTINGS, suspects="report")
+    kept = prepare(pivot(), tokenizer(300), PROMPTS, sources, told, tmp_path / "told").routing
+    assert kept is not None
+    assert "c" in kept.names

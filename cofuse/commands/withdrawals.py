@@ -1,0 +1,58 @@
+"""`cofuse withdraw`: a member leaves the pivot, and the others' rounds are fused again."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from cofuse.commands.connection import At, Identity, Json, connected, fail
+
+
+def withdraw(
+    member: Annotated[str, typer.Argument(help="The participant whose part is taken out.")],
+    at: At,
+    identity: Identity,
+    pivot: Annotated[
+        str, typer.Option(help="Take it out of this one, as after a break.  [the newest]")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say which pivots hold something of it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a pivot without a member's contributions; repeat its rounds without it (operators).
+
+    The last pivot that holds nothing of the member is published again at once. The rounds since are
+    then repeated with the other participants, one after the other; each needs its approval.
+    """
+    from cofuse.withdrawal import WithdrawalError, Withdrawn, holding
+    from cofuse.withdrawal import withdraw as take_out
+
+    with connected(at, identity) as coordinator:
+        name = pivot or next((p.name for p in reversed(coordinator.pivots())), "")
+        if not name:
+            fail("there is no pivot yet: nothing holds anything of anybody")
+        try:
+            if dry_run:
+                found = holding(coordinator.lineage(name), member)
+                done = Withdrawn(found, found.newest, ())
+            else:
+                done = take_out(coordinator, name, member, lambda line: typer.echo(line, err=True))
+        except WithdrawalError as error:
+            fail(f"{error}. To go on: cofuse withdraw {member} --pivot {name}")
+    held = done.holding
+    words = f"held by: {', '.join(held.pivots) or 'no pivot of this lineage'}"
+    typer.echo(f"{words}; the last without it: {held.clean}", err=True)
+    if as_json:
+        told = {
+            "ok": True,
+            "member": member,
+            "held_by": list(held.pivots),
+            "clean": held.clean,
+            "to_repeat": [step.round_id for step in held.steps],
+            "rounds": list(done.rounds),
+            "pivot": done.pivot,
+        }
+        typer.echo(json.dumps(told))
+    elif not dry_run:
+        typer.echo(done.pivot)

@@ -1,0 +1,55 @@
+"""What is told of nothing is told by nothing, and what is told of all is told to the end."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from participant.canary_stats import exposure, wilson
+
+
+def _draws(seed: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(shift, 1, 100), rng.normal(0, 1, 1000)
+
+
+def test_equal_scores_pass_the_default_limits_nearly_always() -> None:
+    found = [exposure(*_draws(seed, 0)) for seed in range(200)]
+    alarms = sum(one.auc_low > 0.55 or one.tpr_low > 0.03 for one in found)
+    assert alarms <= 2
+    # Of the true values 0.5 and 0.01, intervals of 95 % miss one in twenty or so.
+    assert sum(not one.auc_low <= 0.5 <= one.auc_high for one in found) <= 20
+    assert np.mean([one.bits for one in found]) == pytest.approx(1.443, abs=0.05)
+
+
+def test_the_interval_holds_the_area_of_two_shifted_normals() -> None:
+    # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2)
+    found = [exposure(*_draws(seed, 1)) for seed in range(200)]
+    assert sum(one.auc_low <= 0.76025 <= one.auc_high for one in found) >= 180
+
+
+def test_records_that_all_stand_out_are_all_found() -> None:
+    found = exposure(np.full(64, 2.0), np.linspace(0, 1, 1000))
+    assert (found.auc, found.tpr) == (1, 1)
+    assert found.auc_low == 1
+    assert found.tpr_low > 0.9
+    assert found.bits == pytest.approx(np.log2(1001))
+
+
+def test_ties_tell_nothing() -> None:
+    found = exposure(np.zeros(50), np.zeros(50))
+    assert (found.auc, found.tpr, found.bits) == (0.5, 0, pytest.approx(0, abs=0.1))
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_a_share_lies_in_its_interval(found: int, of: int) -> None:
+    found = min(found, of)
+    low, high = wilson(found, of)
+    assert 0 <= low <= found / of + 1e-9
+    assert found / of - 1e-9 <= high <= 1
+
+
+@pytest.mark.parametrize(("planted", "held_out"), [([], [1.0]), ([1.0], []), ([np.nan], [1.0])])
+def test_what_cannot_be_compared_is_refused(planted: list[float], held_out: list[float]) -> None:
+    with pytest.raises(ValueError, match="both kinds"):
+        exposure(np.asarray(planted), np.asarray(held_out))
