@@ -77,7 +77,7 @@ def model_card(lineage: Mapping[str, Any], evals: Mapping[str, Any]) -> str:
         if evals.get(key):
             parts.append(f"## {title}\n\n" + table(evals[key], digits=digits, mark=evals["pivot"]))
     if "lm_eval" in evals:
-        parts.append(_MEASURED)
+        parts.append(_MEASURED[_model(lineage)["tokenizer"] == "AutoTokenizer"])
     if told := credit_tables(evals.get("credit", {})):
         parts.append(told)
     return "\n\n".join([*parts, _shared(lineage), _LIMITS]) + "\n"
@@ -87,12 +87,17 @@ _MEASURES: Final = {
     "bpb": ("Held-out bits per byte, by domain (lower is better)", 3),
     "accuracy": ("Multiple-choice accuracy, by domain (higher is better)", 3),
 }
-_MEASURED: Final = (
-    f"`{RESULTS_FILE}` has the same held-out text and questions as lm-eval counts them, and the "
-    "command above finds those figures again. Accuracy is its `acc_mutual_info`. Its "
-    "`bits_per_byte` leaves out the end of each document, which the table above counts, and reads "
-    "documents longer than the context in windows that do not overlap."
+_COUNTED: Final = (
+    f"`{RESULTS_FILE}` has the same held-out text and questions as lm-eval counts them. Accuracy "
+    "is its `acc_mutual_info`. Its `bits_per_byte` leaves out the end of each document, which the "
+    "table above counts, and reads documents longer than the context in windows that do not "
+    "overlap. "
 )
+_MEASURED: Final = {
+    True: _COUNTED + "The command above finds those figures again.",
+    False: _COUNTED + "lm-eval itself opens tokenizers by `AutoTokenizer` and finds others.",
+}
+"""By whether lm-eval reads the model's own tokenizer."""
 _LIMITS: Final = (
     "## Limits\n\nA research model: not a medical device, not for clinical decisions. It is "
     "measured on the domains above and on nothing else; it was not tested for bias, for harmful "
@@ -169,19 +174,23 @@ def _use(lineage: Mapping[str, Any], *, measured: bool) -> list[str]:
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         f'tokenizer = {kind}.from_pretrained("{name}")'
     )
+    parts = [f"## Use\n\n```python\n{code}\n```"]
+    if kind != "AutoTokenizer":
+        return [*parts, _NOT_AUTO]
     lines = [f"transformers serve ./{name}", f"vllm serve ./{name} --served-model-name {name}"]
     if measured:
         lines.append(
             f"cd {name} && lm-eval run --model hf --model_args {model_args(lineage)} "
             f"--tasks {TAG} --include_path ."
         )
-    parts = [f"## Use\n\n```python\n{code}\n```", "```sh\n" + "\n".join(lines) + "\n```"]
-    if kind != "AutoTokenizer":
-        parts.append(
-            "The tokenizer is `tokenizer.json` to the letter. `AutoTokenizer` rebuilds it by the "
-            "rules of this architecture's maker and splits text otherwise: do not use it here."
-        )
-    return parts
+    return [*parts, "```sh\n" + "\n".join(lines) + "\n```"]
+
+
+_NOT_AUTO: Final = (
+    "The tokenizer is `tokenizer.json` to the letter. `AutoTokenizer`, and with it most servers, "
+    "rebuild it by the rules of this architecture's maker and split text otherwise: do not use it "
+    "here. `cofuse pivot chat` and `cofuse pivot export --gguf` keep to it."
+)
 
 
 def _lineage(lineage: Mapping[str, Any]) -> str:
@@ -199,8 +208,8 @@ def _lineage(lineage: Mapping[str, Any]) -> str:
             *before,
             "\n| participant | contribution (sha256) | bytes |\n|---|---|---:|",
             *parts,
-            "\n`round.yaml` is the round's spec with the digest of every public file. The result is "
-            "a function of it, the parent, the contributions and the seed alone.",
+            "\n`round.yaml` is the round's spec with the digest of every public file. The result "
+            "is a function of it, the parent, the contributions and the seed alone.",
         ]
     )
 
@@ -221,9 +230,10 @@ def _shared(lineage: Mapping[str, Any]) -> str:
     )
     total = sum(part["size_bytes"] for part in lineage["contributions"].values())
     return (
-        f"## Privacy: what was shared\n\nParticipants shipped {what}: {total:,} bytes, each let out "
-        "by its own policy. No private text was shipped. Nothing here is differentially private, "
-        "so no epsilon is claimed: such numbers come from models that have read private text.\n\n"
+        f"## Privacy: what was shared\n\nParticipants shipped {what}: {total:,} bytes, each let "
+        "out by its own policy. No private text was shipped. Nothing here is differentially "
+        "private, so no epsilon is claimed: such numbers come from models that have read private "
+        "text.\n\n"
         "`lineage.json` holds every digest; `sha256sum -c SHA256SUMS` checks the files."
     )
 

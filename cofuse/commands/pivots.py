@@ -6,11 +6,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from cofuse.commands import pivot_use
 from cofuse.commands.connection import At, Identity, Json, connected, fail
 from trust.pivot_manifest import Manifest
 
 app = typer.Typer(
-    no_args_is_help=True, help="List, pull, push and undo pivots; let one write prompts."
+    no_args_is_help=True, help="List, pull, push and undo pivots; read, ask, serve and export one."
 )
 PivotName = Annotated[str, typer.Argument(help='"pivot-0", "pivot-1", ...')]
 
@@ -180,3 +181,9 @@ def complete(  # noqa: PLR0913 - one option each
         size = sum(len(text.encode()) for text in texts)
         found = {"ok": True, "prompts": str(out), "documents": len(texts), "bytes": size}
         typer.echo(json.dumps(found))
+
+
+for _command in (
+    *(pivot_use.card, pivot_use.chat, pivot_use.serve, pivot_use.export, pivot_use.upload),
+):
+    app.command()(_command)

@@ -1,4 +1,4 @@
-"""A pivot's folder as the fusion worker lays it down, of a tiny model that nothing was fused into."""
+"""A pivot's folder as the fusion worker lays it down, of a tiny untrained model."""
 
 import json
 from pathlib import Path

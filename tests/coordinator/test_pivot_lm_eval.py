@@ -2,10 +2,8 @@
 
 import json
 import os
-import site
 import subprocess
 import sys
-import venv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from fusion.models import Architecture
 from tests.coordinator.finished_pivot import finished_pivot
+from tests.own_python import python_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -31,17 +30,7 @@ assert not ours, ours
 @pytest.fixture(scope="module")
 def lm_eval(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python that has lm-eval, and torch and transformers from here."""
-    home = tmp_path_factory.mktemp("lm-eval")
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    ours = "\n".join(site.getsitepackages())
-    (home / "lib" / version / "site-packages" / "ours.pth").write_text(ours)
-    words = [str(python), "-m", "pip", "install", "--quiet", "lm-eval>=0.4.9,<0.5"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"lm-eval cannot be installed: {done.stderr[-300:]}")
-    return python
+    return python_with(tmp_path_factory.mktemp("lm-eval"), "lm-eval>=0.4.9,<0.5")
 
 
 def test_transformers_alone_opens_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The held-out material as tasks: nothing is left out, nothing in them runs, and names are one each."""
+"""Held-out material as tasks: nothing is left out, nothing runs, each has its own name."""
 
 import json
 
