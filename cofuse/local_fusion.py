@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import yaml
+
 from cofuse.local_spec import FEDERATED, UNTRAINED, LocalSpec
 from coordinator.fuse_job import FuseJob, JobFailedError, run_job
 from coordinator.pivot_card import canonical, model_card, sums
@@ -194,10 +196,10 @@ def lay_down(checked: "Checked", job: FuseJob, out: Path) -> dict[str, Any]:
             size = sum(path.stat().st_size for path in source.model.weights)
             part = {"sha256": source.model.digest(), "size_bytes": size}
             lineage["contributions"][source.name] = part
-    scores = {key: evals[key] for key in ("bpb", "accuracy")}
     texts = {
         "lineage.json": canonical(lineage),
-        "README.md": model_card(lineage, scores, evals["pivot"], evals["credit"]),
+        "round.yaml": yaml.safe_dump(lineage["spec"], sort_keys=False),
+        "README.md": model_card(lineage, evals),
     }
     lines = (partial / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     digests = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}

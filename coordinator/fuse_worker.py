@@ -24,16 +24,22 @@ import torch
 from coordinator.fuse_job import TRY_AGAIN, FuseJob
 from coordinator.fusion_runs import CONTROLS, WITHOUT, Run, plan, settings_of
 from coordinator.merging import copies_as_deltas, write_merged
-from coordinator.pivot_card import canonical, model_card, sums
+from coordinator.pivot_card import canonical
+from coordinator.pivot_files import write_pivot
+from coordinator.pivot_tasks import METRIC
 from fp8.train import Progress
 from fusion.codec import LogitFile
 from fusion.credit import leave_one_out
 from fusion.delta_file import read_delta
-from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
+from fusion.evaluate import (
+    ChoiceQuestion,
+    bits_per_byte,
+    choice_accuracy,
+    rolling_bits_per_byte,
+)
 from fusion.merge import State
 from fusion.models import load_model, save_model
 from fusion.unified import fuse
-from protos.chunks import sha256_of
 from protos.files import flush
 from protos.messages import Report
 from protos.process import PARENT_VARIABLE, die_with_parent
@@ -107,6 +113,13 @@ def score(folder: Path, model_folder: Path, evals: Path) -> dict[str, dict[str, 
     return scores
 
 
+def rolling_scores(model_folder: Path, evals: Path) -> dict[str, float]:
+    """Bits per byte of one model by domain, as lm-eval counts them."""
+    loaded = load_model(model_folder)
+    domains = read_evals(evals).domains
+    return {name: rolling_bits_per_byte(*loaded, d.documents) for name, d in domains.items()}
+
+
 def work(job: FuseJob) -> None:
     """Do the whole job."""
     _lay_out_pivot(job)
@@ -130,14 +143,19 @@ def work(job: FuseJob) -> None:
             models[pivot_model] = merge_runs(job)
         _tell("fused")
         evals: Tables = {"bpb": {}, "accuracy": {}}
+        rolling: dict[str, float] = {}
         if job.evals is not None:
             asked = [job.evals] * len(models)
             folders = [job.directory] * len(models)
             results = pool.map(score, folders, models.values(), asked)
+            told = pool.submit(rolling_scores, models[pivot_model], job.evals)
             evals = _evals(job, dict(zip(models, results, strict=True)))
+            rolling = told.result()
     credit = _credit(job, evals)
-    told = (evals, credit)
-    _whole(job.result, lambda partial: _write_result(job, models[pivot_model], *told, partial))
+    values = {**evals, "credit": credit, "pivot": pivot_model}
+    if rolling:
+        values["lm_eval"] = {METRIC["text"]: rolling}
+    _whole(job.result, lambda partial: write_pivot(job, models[pivot_model], values, partial))
 
 
 def _credit(job: FuseJob, evals: Tables) -> Tables:
@@ -173,39 +191,6 @@ def _evals(job: FuseJob, results: dict[str, dict[str, dict[str, float]]]) -> Tab
         "bpb": {m: s["bpb"] for m, s in ordered.items() if set(s["bpb"]) == domains},
         "accuracy": {m: s["accuracy"] for m, s in ordered.items() if s["accuracy"]},
     }
-
-
-def _write_result(
-    job: FuseJob, model_folder: Path, evals: Tables, credit: Tables, folder: Path
-) -> None:
-    shutil.copytree(model_folder, folder, dirs_exist_ok=True)
-    lineage = {
-        "name": job.pivot_name,
-        "parent": job.spec.pivot,
-        "round_id": job.round_id,
-        "spec": json.loads(job.spec.model_dump_json()),
-        "parent_weights_sha256": sha256_of(job.directory / "pivot" / "model.safetensors"),
-        "contributions": {
-            name: {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
-            for name, path in job.contributions.items()
-        },
-        "software": {"torch": torch.__version__},
-    }
-    losses = {
-        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((job.directory / "runs").glob("*/losses.json"))
-    }
-    pivot_model = PIVOT_MODEL[job.spec.method]
-    texts = {
-        "lineage.json": canonical(lineage),
-        "evals.json": canonical({**evals, "credit": credit, "pivot": pivot_model}),
-        "losses.json": canonical(losses),
-        "README.md": model_card(lineage, evals, pivot_model, credit),
-    }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    digests = {path.name: sha256_of(path) for path in folder.iterdir()}
-    (folder / "SHA256SUMS").write_text(sums(digests), encoding="utf-8")
 
 
 def _lay_out_pivot(job: FuseJob) -> None:

@@ -31,19 +31,44 @@ def bits_per_byte(
     The eos counts as bits and not as a byte, for every tokenizer alike: to know where a document
     ends is part of knowing it.
     """
-    total_bytes = sum(len(doc.encode()) for doc in docs)
-    if total_bytes == 0:
+    eos = eos_id(tokenizer)
+    total_bytes = _bytes_of(docs)
+    streams = [[eos, *encode_text(tokenizer, doc), eos] for doc in docs]
+    return _bits(model, streams, apart=False) / total_bytes
+
+
+def rolling_bits_per_byte(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, docs: Sequence[str]
+) -> float:
+    """Return `bits_per_byte` as lm-eval's `loglikelihood_rolling` has it, to compare with others.
+
+    Unlike bits_per_byte, the end of a document is not asked for, and what does not fit into the
+    model's context is read in windows that do not overlap.
+    Source: EleutherAI lm-evaluation-harness 0.4, get_rolling_token_windows with context_len=1.
+    """
+    eos = eos_id(tokenizer)
+    total_bytes = _bytes_of(docs)
+    streams = [[eos, *encode_text(tokenizer, doc)] for doc in docs]
+    return _bits(model, [s for s in streams if len(s) > 1], apart=True) / total_bytes
+
+
+def _bytes_of(docs: Sequence[str]) -> int:
+    """UTF-8 bytes of all. Raises: ValueError when there are none."""
+    total = sum(len(doc.encode()) for doc in docs)
+    if total == 0:
         raise ValueError(
             "there is no text to measure on: give at least one document that is not ''"
         )
-    eos = eos_id(tokenizer)
-    streams = [[eos, *encode_text(tokenizer, doc), eos] for doc in docs]
+    return total
+
+
+def _bits(model: PreTrainedModel, streams: Sequence[Sequence[int]], *, apart: bool) -> float:
     nats = [
         float(-logprobs.gather(-1, labels[:, None]).double().sum())
-        for _, _, logprobs, labels in score_streams(model, streams)
+        for _, _, logprobs, labels in score_streams(model, streams, apart=apart)
     ]
     # fsum: the result does not hang on the order in which the windows were scored.
-    return math.fsum(nats) / math.log(2) / total_bytes
+    return math.fsum(nats) / math.log(2)
 
 
 def choice_accuracy(

@@ -50,15 +50,18 @@ class Scored:
         return slice(end - self.windows[index].scored, end)
 
 
-def windows_of(stream: int, ids: Sequence[int], context: int) -> Iterator[Window]:
+def windows_of(
+    stream: int, ids: Sequence[int], context: int, *, apart: bool = False
+) -> Iterator[Window]:
     """Cut eos + ids into windows of at most `context` inputs; each token is scored once.
 
     Later windows start half a window back, so no token is scored with less context than that.
+    Args: apart: they do not overlap, but for the last one.
     """
     rows = len(ids) - 1
     done = min(rows, context)
     yield Window(stream, ids[: done + 1], done, 0)
-    stride = max(1, context // 2)
+    stride = context if apart else max(1, context // 2)
     while done < rows:
         end = min(rows, done + stride)
         yield Window(stream, ids[max(0, end - context) : end + 1], end - done, done)
@@ -78,10 +81,14 @@ def batches(windows: Sequence[Window], vocab_size: int) -> Iterator[Sequence[Win
         yield batch
 
 
-def score(model: PreTrainedModel, streams: Sequence[Sequence[int]]) -> Iterator[Scored]:
-    """Predict the tokens of streams that start with eos."""
+def score(
+    model: PreTrainedModel, streams: Sequence[Sequence[int]], *, apart: bool = False
+) -> Iterator[Scored]:
+    """Predict the tokens of streams that start with eos; `apart` as in windows_of."""
     context = context_length(model)
-    windows = [w for index, ids in enumerate(streams) for w in windows_of(index, ids, context)]
+    windows = [
+        w for index, ids in enumerate(streams) for w in windows_of(index, ids, context, apart=apart)
+    ]
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
@@ -103,13 +110,16 @@ def score_streams(
     model: PreTrainedModel,
     streams: Sequence[Sequence[int]],
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    apart: bool = False,
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Predict the tokens of streams that start with eos, window by window.
 
+    Args: apart: the windows do not overlap (windows_of).
     Yields: (stream, row of the first scored token, logprobs [n, V] float32, labels [n]).
     """
     done, total = 0, sum(len(stream) - 1 for stream in streams)
-    for scored in score(model, streams):
+    for scored in score(model, streams, apart=apart):
         for index, window in enumerate(scored.windows):
             rows = scored.rows(index)
             with torch.inference_mode():

@@ -163,6 +163,7 @@ class ParticipantConfig(StrictConfig):
             raise ValueError('found [training] and a stage of kind = "cpt", wanted one: drop one')
         training = {key: value for key, value in first.items() if key != "kind"}
         return {**given, "training": training, "stage": stages[1:]}
+
     @property
     def canary_file(self) -> Path | None:
         """Where the planted records are kept; None: none are planted."""

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+import yaml
+
 CONFIG_FILE: Final = "config.json"
 MAX_CONFIG_BYTES: Final = 1 << 20
 ARCHITECTURES: Final[Mapping[str, str]] = {
@@ -79,8 +81,9 @@ SMALL_JSON: Final = (
     *("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
 )
 _FILE: Final = re.compile(
-    r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.(json|safetensors|md|txt|jinja|model)|SHA256SUMS|LICENSE|NOTICE"
+    r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.(json|jsonl|yaml|safetensors|md|txt|jinja|model)|SHA256SUMS|LICENSE|NOTICE"
 )
+_TEMPLATE: Final = re.compile(r"\{[{%#]")
 _WORD: Final = re.compile(r"[A-Za-z0-9_.+-]{0,64}")
 
 
@@ -92,8 +95,8 @@ def check_file_name(name: str) -> None:
     """Refuse what is no weights, settings, tokenizer or text. Raises: ConfigRefusedError."""
     if not _FILE.fullmatch(name):
         raise ConfigRefusedError(
-            f"{name!r}: a pivot is made of .safetensors, .json, .txt, .md, .jinja and .model "
-            "files: leave it out"
+            f"{name!r}: a pivot is made of .safetensors, .json, .jsonl, .yaml, .txt, .md, .jinja "
+            "and .model files: leave it out"
         )
 
 
@@ -112,6 +115,25 @@ def check_small_json(name: str, raw: bytes) -> None:
         raise ConfigRefusedError(f"{name}: found no object")
     if name == CONFIG_FILE:
         _check_config(values)
+
+
+def check_plain_yaml(name: str, raw: bytes) -> None:
+    """Check that a YAML file is data: readers of task files run its tags and its templates.
+
+    Raises: ConfigRefusedError.
+    """
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ConfigRefusedError(f"{name}: {len(raw)} bytes, wanted at most {MAX_CONFIG_BYTES}")
+    try:
+        for event in yaml.parse(raw.decode("utf-8")):
+            if any(getattr(event, mark, None) for mark in ("tag", "anchor")):
+                raise ConfigRefusedError(
+                    f"{name}: holds a tag, an anchor or an alias: leave it out"
+                )
+            if isinstance(event, yaml.ScalarEvent) and _TEMPLATE.search(event.value):
+                raise ConfigRefusedError(f"{name}: {event.value[:60]!r} is a template, no data")
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigRefusedError(f"{name}: no YAML that is to be believed ({error})") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from trust.model_config import (
     SMALL_JSON,
     ConfigRefusedError,
     check_file_name,
+    check_plain_yaml,
     check_small_json,
 )
 from trust.pivot_manifest import (
@@ -167,6 +168,9 @@ def check_contents(files: dict[str, Path]) -> None:
             elif name in SMALL_JSON:
                 with path.open("rb") as file:
                     check_small_json(name, file.read(MAX_CONFIG_BYTES + 1))
+            elif name.endswith(".yaml"):
+                with path.open("rb") as file:
+                    check_plain_yaml(name, file.read(MAX_CONFIG_BYTES + 1))
         except (HeaderError, ConfigRefusedError) as error:
             raise ManifestError(f"{name} of the pivot is not to be loaded: {error}") from None
 

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cofuse.commands import pivot_use
 from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
 from cofuse.output import App
 
 if TYPE_CHECKING:
     from trust.pivot_manifest import Manifest
 
-app = App(no_args_is_help=True, help="List, pull, push and undo pivots; let one write prompts.")
+app = App(
+    no_args_is_help=True, help="List, pull, push and undo pivots; read, ask, serve and export one."
+)
 PivotName = Annotated[str, typer.Argument(help='"pivot-0", "pivot-1", ...')]
 
 
@@ -175,3 +178,9 @@ def complete(  # noqa: PLR0913 - one option each
     tell(out)
     size = sum(len(text.encode()) for text in texts)
     answer({"prompts": str(out), "documents": len(texts), "bytes": size})
+
+
+for _command in (
+    *(pivot_use.card, pivot_use.chat, pivot_use.serve, pivot_use.export, pivot_use.upload),
+):
+    app.command()(_command)

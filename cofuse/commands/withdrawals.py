@@ -1,11 +1,10 @@
 """`cofuse withdraw`: a member leaves the pivot, and the others' rounds are fused again."""
 
-import json
 from typing import Annotated
 
 import typer
 
-from cofuse.commands.connection import At, Identity, Json, connected, fail
+from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
 
 
 def withdraw(
@@ -18,7 +17,6 @@ def withdraw(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say which pivots hold something of it.")
     ] = False,
-    as_json: Json = False,
 ) -> None:
     """Publish a pivot without a member's contributions; repeat its rounds without it (operators).
 
@@ -43,9 +41,10 @@ def withdraw(
     held = done.holding
     words = f"held by: {', '.join(held.pivots) or 'no pivot of this lineage'}"
     typer.echo(f"{words}; the last without it: {held.clean}", err=True)
-    if as_json:
-        told = {
-            "ok": True,
+    if not dry_run:
+        tell(done.pivot)
+    answer(
+        {
             "member": member,
             "held_by": list(held.pivots),
             "clean": held.clean,
@@ -53,6 +52,4 @@ def withdraw(
             "rounds": list(done.rounds),
             "pivot": done.pivot,
         }
-        typer.echo(json.dumps(told))
-    elif not dry_run:
-        typer.echo(done.pivot)
+    )

@@ -24,7 +24,7 @@ from tests.cofuse.local_models import MERGE, SPEC, lay_out, write_spec
 FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
     *("tokenizer_config.json", "README.md", "lineage.json", "evals.json", "losses.json"),
-    "SHA256SUMS",
+    *("SHA256SUMS", "round.yaml"),
 }
 # One worker: the fixture that all need is made once.
 Events = list[tuple[str, dict[str, Any]]]

@@ -15,7 +15,7 @@ from coordinator import fuse_worker
 from coordinator.fuse_job import TRY_AGAIN, FuseJob
 from coordinator.fuse_worker import _whole
 from coordinator.fusion_runs import plan
-from coordinator.pivot_card import model_card, table
+from coordinator.pivot_card import license_of, model_card, table
 from protos.process import PARENT_VARIABLE
 from protos.spec import RoundSpec
 
@@ -92,11 +92,28 @@ def test_the_model_card_shows_every_number_and_the_lineage() -> None:
         "spec": {"name": "x", "kind": "logits", "method": "unified", "top_k": 16},
         "contributions": {"a": {"sha256": "f" * 64, "size_bytes": 7}},
     }
-    card = model_card(lineage, {"bpb": scores, "accuracy": {}}, "unified")
+    card = model_card(lineage, {"bpb": scores, "accuracy": {}, "pivot": "unified"})
     assert card.startswith("---\n")
     for text in ("2.000", "1.750", "**unified**", "pivot-0", "f" * 16, "top 16"):
         assert text in card
+    assert "lm-eval" not in card  # nothing to measure with lies beside it
     assert "1.125" in table(scores, digits=3, mark="unified")
+
+
+@pytest.mark.parametrize(
+    ("readme", "wanted"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# x", "apache-2.0"),
+        ("---\nlicense: [mit]\n---\n", ""),
+        ("---\nlicense: !!python/name:os.system\n---\n", ""),
+        ("---\nlicense: 'mit {{x}}'\n---\n", ""),
+        ("---\n[\n---\n", ""),
+        ("# no front matter", ""),
+        ("", ""),
+    ],
+)
+def test_the_parents_license_is_handed_on_where_it_is_plain(readme: str, wanted: str) -> None:
+    assert license_of(readme) == wanted
 
 
 def test_a_folder_is_on_disk_before_it_has_its_name(

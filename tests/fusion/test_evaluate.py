@@ -4,7 +4,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy, recovery
+from fusion.evaluate import (
+    ChoiceQuestion,
+    bits_per_byte,
+    choice_accuracy,
+    recovery,
+    rolling_bits_per_byte,
+)
 from fusion.models import ModelSpec, build_model, encode_text, train_tokenizer
 
 TEXTS = ["Code I63.9 is a stroke.", "Neoplasm of breast, caf\u00e9."]
@@ -30,6 +36,21 @@ def test_bits_per_byte_is_the_summed_surprise_with_eos_over_the_utf8_bytes() -> 
     wanted = total / math.log(2) / sum(len(text.encode()) for text in TEXTS)
     assert bits_per_byte(net, TOKENIZER, TEXTS) == pytest.approx(wanted, rel=1e-5)
     assert bits_per_byte(net, TOKENIZER, TEXTS[::-1]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_rolling_bits_leave_the_end_out_and_windows_do_not_overlap() -> None:
+    net = model()
+    long = TEXTS[0] * 9
+    ids = [0, *encode_text(TOKENIZER, long)]
+    net.config.max_position_embeddings = 16
+    # Where a window begins only its first token is known; the last one is filled from the left.
+    firsts = [ids[at : at + 17] for at in range(0, len(ids) - 17, 16)]
+    rest = (len(ids) - 1) % 16 or 16
+    total = sum(nats(net, window) for window in firsts)
+    total += nats(net, ids[-17:], 17 - rest)
+    wanted = (total + nats(net, [0, *encode_text(TOKENIZER, "x")])) / math.log(2)
+    found = rolling_bits_per_byte(net, TOKENIZER, [long, "", "x"])
+    assert found == pytest.approx(wanted / (len(long.encode()) + 1), rel=1e-5)
 
 
 def test_a_uniform_model_needs_log_of_the_vocabulary_per_token() -> None:

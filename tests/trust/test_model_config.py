@@ -11,6 +11,7 @@ from trust.model_config import (
     MAX_CONFIG_BYTES,
     ConfigRefusedError,
     check_file_name,
+    check_plain_yaml,
     check_small_json,
 )
 
@@ -72,7 +73,11 @@ def test_code_is_named_nowhere(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "config.json", "README.md", "SHA256SUMS", "vocab.txt"]
+    "name",
+    [
+        *("model.safetensors", "config.json", "README.md", "SHA256SUMS", "vocab.txt"),
+        *("round.yaml", "cofuse_heart_text.jsonl"),
+    ],
 )
 def test_weights_settings_and_words_may_be_in_a_pivot(name: str) -> None:
     check_file_name(name)
@@ -84,6 +89,27 @@ def test_weights_settings_and_words_may_be_in_a_pivot(name: str) -> None:
 def test_nothing_that_runs_may_be_in_a_pivot(name: str) -> None:
     with pytest.raises(ConfigRefusedError, match="leave it out"):
         check_file_name(name)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"a: !function os.system",
+        b"a: !!python/object/apply:os.system [ls]",
+        b"a: &x [1]\nb: *x",
+        b"doc_to_text: '{{ cycler.__init__ }}'",
+        b'doc_to_text: "\\x7b{ x }}"',
+        b"doc_to_text: |\n  {% for x in y %}",
+        b"a: [",
+        b"\xff",
+        b"a: " + b"x" * MAX_CONFIG_BYTES,
+    ],
+)
+def test_yaml_that_a_reader_would_run_is_refused(raw: bytes) -> None:
+    """Readers of task files import what a tag names, and fill in templates outside a sandbox."""
+    check_plain_yaml("task.yaml", b"task: x\nmetric_list: [{metric: bits_per_byte}]\n")
+    with pytest.raises(ConfigRefusedError, match=r"task\.yaml"):
+        check_plain_yaml("task.yaml", raw)
 
 
 def test_each_architecture_names_a_class_of_the_library() -> None:
