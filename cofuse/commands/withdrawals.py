@@ -37,7 +37,8 @@ def withdraw(
             else:
                 done = take_out(coordinator, name, member, lambda line: typer.echo(line, err=True))
         except WithdrawalError as error:
-            fail(f"{error}. To go on: cofuse withdraw {member} --pivot {name}")
+            words = f"{error}. To go on: cofuse withdraw {member} --pivot {name}"
+            fail(words, code="not_withdrawn")
     held = done.holding
     words = f"held by: {', '.join(held.pivots) or 'no pivot of this lineage'}"
     typer.echo(f"{words}; the last without it: {held.clean}", err=True)

@@ -164,10 +164,10 @@ def test_the_command_tells_in_json_what_it_did(
     monkeypatch.setattr(withdrawals, "connected", lambda *_: nullcontext(hub))
     where = ["--at", "h:1", "--identity", str(tmp_path), "--json"]
     dry = CliRunner().invoke(app, ["withdraw", "c", "--dry-run", *where])
-    assert json.loads(dry.stdout)["to_repeat"] == ["rnd-2", "rnd-3"]
+    assert json.loads(dry.stdout)["data"]["to_repeat"] == ["rnd-2", "rnd-3"]
     assert not hub.submitted
     done = CliRunner().invoke(app, ["withdraw", "c", *where])
-    told = json.loads(done.stdout)
+    told = json.loads(done.stdout)["data"]
     assert (told["clean"], told["pivot"], told["rounds"]) == (
         "pivot-1",
         "pivot-92",

@@ -36,12 +36,14 @@ def test_the_card_is_printed_as_it_is(pivot: Path) -> None:
 
 def test_a_pivot_answers_one_question_alike_however_it_is_asked(pivot: Path) -> None:
     words = ("chat", str(pivot), "--ask", "Code I2.9 is", "--max-new-tokens", "5")
-    said = json.loads(run(*words, "--json").stdout.splitlines()[-1])
-    assert (said["ok"], said["chat_template"]) == (True, False)
+    said = json.loads(run(*words, "--json").stdout)["data"]
+    assert not said["chat_template"]
     assert said["answer"]
     assert run(*words).stdout.strip() == said["answer"].strip()
     drawn = [
-        json.loads(run(*words, "--temperature", "2", "--seed", seed, "--json").stdout)["answer"]
+        json.loads(run(*words, "--temperature", "2", "--seed", seed, "--json").stdout)["data"][
+            "answer"
+        ]
         for seed in ("1", "1", "2")
     ]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -106,7 +108,7 @@ def test_a_pivot_that_servers_would_read_otherwise_is_not_served(tmp_path: Path)
 def test_a_refused_export_leaves_nothing_and_says_why(tmp_path: Path) -> None:
     folder = finished_pivot(tmp_path, "gpt_neox")
     done = run("export", str(folder), "--gguf", "--out", str(tmp_path / "x"), "--json", status=1)
-    assert "gpt_neox" in json.loads(done.stdout)["error"]
+    assert "gpt_neox" in json.loads(done.stdout)["error"]["message"]
     assert not list(tmp_path.glob("x*"))
 
 
