@@ -26,11 +26,13 @@ from participant.policy import (
     match,
 )
 from participant.prompt_checks import corpus_fingerprints, overlapping, personal
+from participant.sealer import Sealer
 from participant.sealing import Asked, Draft, seal
 from participant.spool import Entry, Made, Spool
 from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.messages import Assignment
+from trust.seal import SUFFIX
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,11 +91,12 @@ class Guard:
         assignment, policy = entry.assignment, self._policy()
         rule = match(policy, assignment, self._today())
         if (path := self._sealed_before(entry)) is None:
-            asked = prepare()
+            sealer, asked = Sealer.of(self._config), prepare()
             self._check_prompts(assignment.round_id, policy.prompts, asked.texts)
             self.ledger.reserve(asked.question, policy.logits)
-            path = self._sealed / f"{assignment.round_id}.safetensors"
-            seal(assignment, asked, work(asked), path)
+            path = self._sealed / f"{assignment.round_id}{SUFFIX}"
+            rules = sha256_of(self._config.policy)
+            seal(assignment, asked, work(asked), path, sealer, rules)
             entry = self._spool.made(entry, path, sha256_of(path))
         assert entry.made is not None
         label = f"allow {policy.allow.index(rule) + 1}: {rule.purpose}"
@@ -130,7 +133,7 @@ class Guard:
         """Nobody waits for this round any more: ask no approver, and keep no sealed copy."""
         self._waiting.pop(round_id, None)
         self.approvals.close(round_id)
-        (self._sealed / f"{round_id}.safetensors").unlink(missing_ok=True)
+        (self._sealed / f"{round_id}{SUFFIX}").unlink(missing_ok=True)
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock() / 1000, UTC).date()

@@ -28,11 +28,13 @@ def init(
     ] = "",
     ops_listen: Annotated[str, typer.Option(help="Monitoring; loopback only.")] = "127.0.0.1:7442",
 ) -> None:
-    """Make the certificate authority, the key that signs pivots, and coordinator.toml."""
+    """Make the authority, the keys that sign pivots and open contributions, coordinator.toml."""
+    from coordinator.sealed import ensure_worker_key, worker_folder
     from coordinator.signing import ensure_key
     from protos.config import toml_text
     from trust.ca import create_authority, fingerprint, new_identity, sign_request
     from trust.keys import kid, load_private
+    from trust.seal_keys import RECIPIENT_FILE
 
     try:
         create_authority(home / "ca", "cofuse")
@@ -57,6 +59,9 @@ def init(
     signing_key = ensure_key(home / "tls" / "key.pem", home / "ca" / "ca.pem")
     typer.echo(f"authority {fingerprint((home / 'ca' / 'ca.pem').read_bytes())}")
     typer.echo(f"pivot signer {kid(load_private(signing_key).public_key())}")
+    worker = worker_folder(home / "tls" / "key.pem")
+    recipient = ensure_worker_key(worker, home / "ca" / RECIPIENT_FILE)
+    typer.echo(f"fusion worker {recipient}")
     typer.echo(f"start it with: cofuse coordinator up {home}", err=True)
 
 
