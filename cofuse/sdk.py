@@ -11,12 +11,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import grpc
 
+from cofuse.ordering import CALENDAR, LATE, Orderer
 from cofuse.pivots import PivotReceiver
 from protos.chunks import sha256_of
 from protos.errors import remote_errors
@@ -116,8 +118,9 @@ class Coordinator:
     def __init__(self, address: str, *, ca: Path, certificate: Path, key: Path) -> None:
         """Args: ca: beside it lies the key that pivots are signed with, pivot-signer.pem.
 
-        key: beside it is kept which pivots were accepted.
+        key: signs the orders of rounds; beside it is kept which pivots were accepted.
         """
+        self._orderer = Orderer(key, certificate)
         self._channel = dial(address, TlsFiles(ca=ca, certificate=certificate, key=key))
         self._research = research_pb2_grpc.ResearchStub(self._channel)
         self._recurring = recurring_pb2_grpc.RecurringStub(self._channel)
@@ -147,9 +150,13 @@ class Coordinator:
             the same round; default: a new one.
         Raises: RemoteError, PublicSetError.
         """
+        spec_json = self._pinned(spec, folder).model_dump_json()
+        nonce = request_id or uuid.uuid4().hex
+        lasts = timedelta(minutes=spec.deadline_minutes) + LATE
         request = pb.SubmitRoundRequest(
-            spec_json=self._pinned(spec, folder).model_dump_json(),
-            request_id=request_id or uuid.uuid4().hex,
+            spec_json=spec_json,
+            request_id=nonce,
+            order_json=self._orderer.order(spec_json, nonce, lasts, recurring=False),
         )
         with remote_errors():
             return str(self._research.SubmitRound(request).round_id)
@@ -162,8 +169,11 @@ class Coordinator:
         Args, Raises: as submit().
         """
         pinned = spec.model_copy(update={"round": self._pinned(spec.round, folder)})
+        spec_json, nonce = pinned.model_dump_json(), request_id or uuid.uuid4().hex
         request = recurring_pb2.StartRecurringRequest(
-            spec_json=pinned.model_dump_json(), request_id=request_id or uuid.uuid4().hex
+            spec_json=spec_json,
+            request_id=nonce,
+            order_json=self._orderer.order(spec_json, nonce, CALENDAR, recurring=True),
         )
         with remote_errors():
             return str(self._recurring.StartRecurring(request).recurring_id)

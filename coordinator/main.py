@@ -25,6 +25,7 @@ from coordinator.health import Health, HealthService
 from coordinator.invitations import Invitations
 from coordinator.opening import Opening
 from coordinator.ops_http import OpsServer
+from coordinator.orders import Orders
 from coordinator.presence import Presence
 from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
@@ -207,15 +208,17 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
         engine_advertise=config.engine_advertise,
     )
     transfer = TransferService(artifacts, store, config.max_upload_bytes)
+    orders = Orders(config.tls.ca)
     research = ResearchService(
         store,
         artifacts,
         parts.signer,
+        orders,
         auto_approve=config.approval == "auto",
         attending=parts.presence.attending,
         stopping=parts.health.stopping,
     )
-    recurring = RecurringService(store, research.checked)
+    recurring = RecurringService(store, research.checked, orders)
     return GrpcServer(
         config.listen,
         config.tls.files(),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from participant import approvals, budget
+from participant import approvals, budget, orders
 from participant.approvals import Approvals, Release
 from participant.budget import Ledger
 from participant.config import ParticipantConfig
@@ -89,6 +89,9 @@ class Guard:
             something else than was asked for, OSError; and what prepare and work raise.
         """
         assignment, policy = entry.assignment, self._policy()
+        orders.believe(
+            assignment, self._config.tls.ca, self._config.data_dir / orders.FOLDER, self._clock()
+        )
         rule = match(policy, assignment, self._today())
         if (path := self._sealed_before(entry)) is None:
             sealer, asked = Sealer.of(self._config), prepare()

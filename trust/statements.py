@@ -85,6 +85,8 @@ class Order(Statement):
     predicate_type: ClassVar[str] = "cofuse/order/1"
     spec: Annotated[str, StringConstraints(max_length=30_000)]
     """JSON of protos/spec.py, or of protos/recurring.py."""
+    recurring: bool
+    """Whether it orders rounds by the calendar: each with a newer pivot, and else the same."""
     submitted_by: Line
     """URI of the identity that signs."""
     nonce: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]

@@ -3,7 +3,9 @@
 import json
 import logging
 import shutil
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from protos.chunks import sha256_of
 from protos.config import TlsConfig
 from protos.messages import Assignment, FileRef
 from protos.public_sets import read_prompts, write_prompts
+from protos.spec import RoundSpec
+from tests.participant.ordering import authority_at, ordered
 from trust.seal import SealError
 from trust.seal_keys import RECIPIENT_FILE
 
@@ -53,7 +57,8 @@ class House:
     """A participant's folder with a finished expert; `now` is its clock."""
 
     home: Path
-    now: int = 1_800_000_000_000
+    now: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    orders: dict[str, str] = field(default_factory=dict)
     made: int = 0
 
     def policy(self, approval: str = "auto", positions: int = 10_000) -> None:
@@ -95,6 +100,10 @@ class House:
             **spec,
         }
         size = prompts.stat().st_size
+        text = RoundSpec.model_validate(values).model_dump_json()
+        if text + round_id not in self.orders:
+            nonce = f"{round_id}-{len(self.orders)}"
+            self.orders[text + round_id] = ordered(self.home, text, nonce, self.now)
         return self.spool.accept(
             Assignment.model_validate(
                 {
@@ -105,6 +114,7 @@ class House:
                     "prompts": FileRef(name="prompts.jsonl", sha256=digest, size_bytes=size),
                     "pivot_sha256": sha256_of(weights),
                     "deadline_unix_ms": 0,
+                    "order": self.orders[text + round_id],
                 }
             )
         )
@@ -159,6 +169,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def house(tmp_path: Path, model: Path) -> House:
     shutil.copytree(model, tmp_path / "model")
     (tmp_path / "data").mkdir()
+    authority_at(tmp_path)
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": SECRET}) + "\n")
     write_prompts(tmp_path / "prompts.jsonl", PUBLIC)
     ensure_worker_key(tmp_path / "worker", tmp_path / RECIPIENT_FILE)
@@ -409,11 +420,14 @@ def test_a_round_that_is_over_leaves_no_copy_and_asks_nobody(house: House) -> No
 
 def test_a_rule_ends_with_its_last_day(house: House) -> None:
     path = house.home / "policy.toml"
-    path.write_text(path.read_text().replace("[logits]", "not_after = 2027-01-15\n[logits]", 1))
+    today, tomorrow = (
+        datetime.fromtimestamp((house.now + days * DAY_MS) / 1000, UTC).date() for days in (0, 1)
+    )
+    path.write_text(path.read_text().replace("[logits]", f"not_after = {today}\n[logits]", 1))
     entry = house.entry()
-    house.release(house.guard(), entry)  # 2027-01-15, UTC
+    house.release(house.guard(), entry)
     house.now += DAY_MS
-    with pytest.raises(PolicyRefusalError, match="after 2027-01-16"):
+    with pytest.raises(PolicyRefusalError, match=f"after {tomorrow}"):
         house.release(house.guard(), entry)
 
 
