@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from coordinator.access import caller
@@ -15,7 +15,7 @@ from coordinator.limits import Rates
 from coordinator.opening import Opening
 from coordinator.presence import BEAT_S, Presence, Seen
 from coordinator.rounds import State
-from coordinator.store import Store
+from coordinator.store import ContributionRow, Store
 from protos import logs
 from protos.errors import CofuseError, abort
 from protos.spec import RoundSpec
@@ -50,14 +50,17 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         engine: Engine,
         presence: Presence,
         opening: Opening,
+        receipt: Callable[[ContributionRow], str],
         *,
         engine_advertise: str | None = None,
     ) -> None:
+        """Args: opening: reads contributions. receipt: signs for one that counts."""
         self._store = store
         self._artifacts = artifacts
         self._engine = engine
         self._presence = presence
         self._opening = opening
+        self._receipt = receipt
         self._joined: set[str] = set()
         self._engine_advertise = engine_advertise
         self._known_head = START
@@ -183,6 +186,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             sha256=kept.sha256,
             size_bytes=kept.size_bytes,
             committed_unix_ms=kept.committed_unix_ms,
+            signed_json=self._receipt(kept),
         )
 
     def _wanted(self, spec: RoundSpec) -> Wanted:

@@ -205,6 +205,7 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
         engine,
         parts.presence,
         parts.opening,
+        parts.signer.receipt,
         engine_advertise=config.engine_advertise,
     )
     transfer = TransferService(artifacts, store, config.max_upload_bytes)

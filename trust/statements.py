@@ -62,8 +62,8 @@ class Receipt(Statement):
     """A coordinator: this contribution, sealed as it came, is on disk and counted."""
 
     predicate_type: ClassVar[str] = "cofuse/receipt/1"
-    round_id: Line
-    participant: Line
+    round_id: Name
+    participant: Name
     size_bytes: int = Field(ge=0)
     committed_unix_ms: int = Field(ge=0)
 

@@ -30,7 +30,9 @@ from participant.egress import releases
 from protos.public_sets import read_prompts
 from tests.data.runs import eight_word_runs
 from tests.integration.recorder import Recorder
-from trust.pivot_manifest import MANIFEST_FILE
+from trust.keys import load_public
+from trust.pivot_manifest import MANIFEST_FILE, SIGNER_FILE
+from trust.statements import Receipt, verify
 
 pytestmark = pytest.mark.timeout(600)
 HOSPITALS = TINY.hospitals[:2]
@@ -232,6 +234,15 @@ def test_the_recorder_would_see_a_leak_and_sees_no_contribution(story: Story) ->
     assert b'"suite":"MLKEM768_X25519"' in seen
     assert shipped.read_bytes()[:64] not in seen
     assert _opened(story, name) == shipped.read_bytes()
+
+
+def test_every_contribution_has_a_receipt_that_the_hub_signed(story: Story) -> None:
+    for hospital in HOSPITALS:
+        home = story.work / hospital.name
+        sent = next(one.sha256 for one in releases(home / "data") if one.what == "logits")
+        raw = (home / "data" / "receipts" / f"{story.logits.round_id}.dsse.json").read_text()
+        receipt = verify(Receipt, raw, load_public(home / SIGNER_FILE))
+        assert (receipt.sha256, receipt.participant) == (sent, hospital.name)
 
 
 def test_the_hub_keeps_nothing_in_the_clear(story: Story) -> None:
