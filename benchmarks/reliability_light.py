@@ -18,10 +18,13 @@ from benchmarks.reliability_visit import Visit
 from fusion.codec import write_logits
 from fusion.contribution import CODEC_VERSION, LogitContribution, LogitHeader
 from participant.client import Client
+from participant.sealer import RELEASE_KEY, Sealer
 from protos.chunks import sha256_of
 from protos.messages import Assignment, Report
 from protos.public_sets import read_prompts
 from protos.tls import TlsFiles
+from trust.seal_keys import RECIPIENT_FILE
+from trust.statements import Release
 
 POLL_S: Final = 1.0
 EOS: Final = 256
@@ -97,14 +100,37 @@ def contribute(identity: Identity, coordinator: str, assignment: Assignment) -> 
     assert assignment.prompts is not None
     with _client(coordinator, identity.tls) as client:
         prompts = client.fetch(assignment.prompts, identity.home / assignment.round_id)
-        path = prompts.with_name("logits.safetensors")
+        path = prompts.with_name("logits.sealed")
         if not path.exists():
-            made = dice(read_prompts(prompts), assignment, identity.name)
-            write_logits(path, made)
+            plain = prompts.with_name("logits.safetensors")
+            write_logits(plain, dice(read_prompts(prompts), assignment, identity.name))
+            _seal(identity, assignment, plain, path)
         digest = sha256_of(path)
         client.put(path, digest)
         receipt = client.commit(assignment.round_id, digest, path.stat().st_size)
     return Taken(receipt.round_id, receipt.participant, receipt.sha256)
+
+
+def _seal(identity: Identity, assignment: Assignment, plain: Path, out: Path) -> None:
+    """Sign and seal as a guard does; `out` appears whole."""
+    home, model = identity.home, hashlib.sha256(identity.name.encode()).hexdigest()
+    release = Release(
+        sha256=sha256_of(plain),
+        round_id=assignment.round_id,
+        participant=identity.name,
+        kind="logits",
+        size_bytes=plain.stat().st_size,
+        submitted_by=assignment.submitted_by,
+        model=model,
+        prompt_set="",
+        positions=0,
+        policy_sha256="",
+        key="0" * 64,
+    )
+    draft = out.with_suffix(".draft")
+    sealer = Sealer.at(identity.name, home / RECIPIENT_FILE, home / RELEASE_KEY)
+    sealer.seal(release, plain, draft)
+    draft.rename(out)
 
 
 @contextmanager

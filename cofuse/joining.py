@@ -22,6 +22,7 @@ from protos.v1 import enroll_pb2_grpc
 from trust.ca import CERTIFICATE, KEY, REQUEST, new_identity
 from trust.identity import Identity, IdentityError, fingerprint
 from trust.pivot_manifest import SIGNER_FILE
+from trust.seal_keys import RECIPIENT_FILE
 from trust.tokens import Token
 
 _CALL_S: Final = 30.0
@@ -45,6 +46,7 @@ def join(address: str, token: Token, folder: Path) -> None:
         issued = _ask(address, enroll_pb2_grpc.EnrollStub(channel).Redeem, message)
     write_durably(folder / AUTHORITY, authority.decode("ascii"))
     write_durably(folder / SIGNER_FILE, issued.pivot_signer_pem.decode("ascii"))
+    write_durably(folder / RECIPIENT_FILE, issued.fusion_worker_pem.decode("ascii"))
     write_durably(folder / CERTIFICATE, issued.certificate_pem.decode("ascii"))
 
 

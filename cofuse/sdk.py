@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -19,6 +20,7 @@ from typing import Any, Final
 import grpc
 
 from cofuse.fusion_round import FusionRound, SubmittedRound, WaitTimedOutError
+from cofuse.ordering import CALENDAR, LATE, Orderer
 from cofuse.pivots import PivotReceiver
 from cofuse.profile import remembered
 from cofuse.sdk_rows import (
@@ -61,8 +63,9 @@ class Coordinator:
     def __init__(self, address: str, *, ca: Path, certificate: Path, key: Path) -> None:
         """Args: ca: beside it lies the key that pivots are signed with, pivot-signer.pem.
 
-        key: beside it is kept which pivots were accepted.
+        key: signs the orders of rounds; beside it is kept which pivots were accepted.
         """
+        self._orderer = Orderer(key, certificate)
         self._channel = dial(address, TlsFiles(ca=ca, certificate=certificate, key=key))
         self._research = research_pb2_grpc.ResearchStub(self._channel)
         self._recurring = recurring_pb2_grpc.RecurringStub(self._channel)
@@ -114,9 +117,13 @@ class Coordinator:
         if isinstance(spec, FusionRound):
             folder = folder or spec.folder
             spec = spec.spec
+        spec_json = self._pinned(spec, folder or Path()).model_dump_json()
+        nonce = request_id or uuid.uuid4().hex
+        lasts = timedelta(minutes=spec.deadline_minutes) + LATE
         request = pb.SubmitRoundRequest(
-            spec_json=self._pinned(spec, folder or Path()).model_dump_json(),
-            request_id=request_id or uuid.uuid4().hex,
+            spec_json=spec_json,
+            request_id=nonce,
+            order_json=self._orderer.order(spec_json, nonce, lasts, recurring=False),
         )
         with remote_errors():
             return SubmittedRound(self._research.SubmitRound(request).round_id, self)
@@ -129,8 +136,11 @@ class Coordinator:
         Args, Raises: as submit().
         """
         pinned = spec.model_copy(update={"round": self._pinned(spec.round, folder)})
+        spec_json, nonce = pinned.model_dump_json(), request_id or uuid.uuid4().hex
         request = recurring_pb2.StartRecurringRequest(
-            spec_json=pinned.model_dump_json(), request_id=request_id or uuid.uuid4().hex
+            spec_json=spec_json,
+            request_id=nonce,
+            order_json=self._orderer.order(spec_json, nonce, CALENDAR, recurring=True),
         )
         with remote_errors():
             return str(self._recurring.StartRecurring(request).recurring_id)

@@ -128,6 +128,7 @@ class Deliveries:
             pivot=files,
             pivot_sha256=next(f.sha256 for f in files if f.name == "model.safetensors"),
             deadline_unix_ms=row.deadline_unix_ms,
+            order=row.order_json,
         )
 
     def _reference(self, name: str, pinned: str | None) -> FileRef | None:

@@ -12,6 +12,7 @@ from protos.v1 import enroll_pb2_grpc
 from trust.ca import renew, sign_request
 from trust.identity import Identity, IdentityError, leaf_of
 from trust.pivot_manifest import SIGNER_FILE
+from trust.seal_keys import RECIPIENT_FILE
 
 _LOG = logger(__name__)
 
@@ -22,7 +23,7 @@ class EnrollService(enroll_pb2_grpc.EnrollServicer):
     def __init__(
         self, invitations: Invitations, ca: Path, authority: Path | None, days: float
     ) -> None:
-        """Args: ca: the authority's certificate; the pivots' public key lies beside it.
+        """Args: ca: the authority's certificate; the hub's other public keys lie beside it.
 
         authority: folder with the authority's key; None: it is elsewhere.
         days: how long a certificate made here lasts.
@@ -45,8 +46,12 @@ class EnrollService(enroll_pb2_grpc.EnrollServicer):
         except CofuseError as error:
             abort(context, error)
         _LOG.info("enroll.redeemed", invitation=request.invitation, **_named(pem))
-        signer = self._ca.with_name(SIGNER_FILE).read_bytes()
-        return pb.Issued(certificate_pem=pem, pivot_signer_pem=signer)
+        signer, worker = (self._ca.with_name(n) for n in (SIGNER_FILE, RECIPIENT_FILE))
+        return pb.Issued(
+            certificate_pem=pem,
+            pivot_signer_pem=signer.read_bytes(),
+            fusion_worker_pem=worker.read_bytes(),
+        )
 
     def Renew(self, request: pb.RenewRequest, context: Any) -> pb.Issued:
         """Issue the caller's certificate again, for the same key."""

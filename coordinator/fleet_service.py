@@ -3,31 +3,27 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
+from coordinator.contribution_check import Wanted
 from coordinator.engine import Engine
 from coordinator.limits import Rates
+from coordinator.opening import Opening
 from coordinator.presence import BEAT_S, Presence, Seen
 from coordinator.rounds import State
-from coordinator.store import Store
-from fusion.codec import check_asked, check_logits
-from fusion.contribution import ContributionError
-from fusion.delta_file import check_delta
+from coordinator.store import ContributionRow, Store
 from protos import logs
 from protos.errors import CofuseError, abort
-from protos.public_sets import read_prompts
 from protos.spec import RoundSpec
 from protos.v1 import fleet_pb2 as pb
 from protos.v1 import fleet_pb2_grpc
 from trust.anchors import is_head
 from trust.ca import public_key_bytes
 from trust.chain import START, Head
-from trust.safetensors_header import read_header
 
 _LOG = logs.logger("coordinator.fleet_service")
 MISSED_BEATS: Final = 3
@@ -53,13 +49,18 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         artifacts: Artifacts,
         engine: Engine,
         presence: Presence,
+        opening: Opening,
+        receipt: Callable[[ContributionRow], str],
         *,
         engine_advertise: str | None = None,
     ) -> None:
+        """Args: opening: reads contributions. receipt: signs for one that counts."""
         self._store = store
         self._artifacts = artifacts
         self._engine = engine
         self._presence = presence
+        self._opening = opening
+        self._receipt = receipt
         self._joined: set[str] = set()
         self._engine_advertise = engine_advertise
         self._known_head = START
@@ -155,7 +156,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             _LOG.critical("audit.went_back", participant=name, problem=after.alarm)
 
     def CommitContribution(self, request: pb.CommitRequest, context: Any) -> pb.Receipt:
-        """Validate the uploaded file whole and count it. The receipt comes after the disk."""
+        """Have the uploaded file read whole, and count it. The receipt comes after the disk."""
         try:
             name = caller(context).uri
             row = self._store.round(request.round_id)
@@ -168,8 +169,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 raise CofuseError(
                     "bad_request", f"size_bytes: found {request.size_bytes}, wanted {owned[1]}"
                 )
-            spec = RoundSpec.model_validate_json(row.spec_json)
-            self._check(self._artifacts.path(request.sha256), spec)
+            self._opening.check(
+                self._artifacts.path(request.sha256),
+                self._wanted(RoundSpec.model_validate_json(row.spec_json)),
+                round_id=row.round_id,
+                participant=caller(context).name,
+            )
             kept = self._store.commit(
                 request.round_id, caller(context).name, request.sha256, owned[1]
             )
@@ -181,35 +186,20 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
             sha256=kept.sha256,
             size_bytes=kept.size_bytes,
             committed_unix_ms=kept.committed_unix_ms,
+            signed_json=self._receipt(kept),
         )
 
-    def _check(self, path: Path, spec: RoundSpec) -> None:
-        """Refuse a file that is not what the round asked for."""
-        try:
-            if spec.kind == "logits" and spec.prompts is not None:
-                prompts = spec.prompts.removeprefix("sha256:")
-                texts = [text.encode() for text in read_prompts(self._artifacts.path(prompts))]
-                header = check_logits(
-                    path, prompts=texts, prompt_set_sha256=prompts, top_k=spec.top_k
-                )
-                whole = spec.ship_share == 1
-                check_asked(
-                    header,
-                    sampler=spec.sampler,
-                    draws=spec.draws,
-                    share=spec.ship_share,
-                    pivot_sha256="" if whole else self._weights_of(spec.pivot),
-                )
-            else:
-                weights = self._weights_of(spec.pivot)
-                shapes = _shapes(self._artifacts.path(weights))
-                check_delta(path, pivot_sha256=weights, shapes=shapes)
-        except ContributionError as error:
-            raise CofuseError("bad_contribution", f"{error.code}: {error}".rstrip(".")) from error
-
-    def _weights_of(self, pivot: str) -> str:
-        return next(
-            f.sha256 for f in self._store.pivot(pivot).files if f.name == "model.safetensors"
+    def _wanted(self, spec: RoundSpec) -> Wanted:
+        """What a round's contributions are held against."""
+        weights = next(
+            f.sha256 for f in self._store.pivot(spec.pivot).files if f.name == "model.safetensors"
+        )
+        prompts = spec.prompts.removeprefix("sha256:") if spec.prompts else None
+        return Wanted(
+            spec=spec,
+            pivot_sha256=weights,
+            weights=self._artifacts.path(weights),
+            prompts=self._artifacts.path(prompts) if prompts else None,
         )
 
 
@@ -268,7 +258,3 @@ def _seen(beat: pb.Beat) -> Seen:
         seen_unix_ms=now,
         awaiting=frozenset(beat.awaiting_approval),
     )
-
-
-def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    return {name: entry.shape for name, entry in read_header(weights).tensors.items()}

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -22,6 +22,7 @@ from protos.spec import RoundSpec
 BEAT_S: Final = 5.0
 TRY_AGAIN: Final = 75
 """The worker's status when the machine failed it, not the job (EX_TEMPFAIL of sysexits.h)."""
+OPENED: Final = "opened"
 _STDERR_TAIL: Final = 12
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -44,17 +45,26 @@ class FuseJob:
     spec: RoundSpec
     pivot_files: dict[str, Path]
     contributions: dict[str, Path]
-    """By participant, sorted by name."""
+    """By participant, sorted by name. Those of sealed ones are there while the worker runs."""
     reports: dict[str, str]
     prompts: Path | None
     evals: Path | None
     workers: int = 1
     """Training runs side by side, one thread each: small models gain nothing from more."""
+    sealed: dict[str, Path] = field(default_factory=dict)
+    """By participant: what the worker opens, into `opened`."""
+    worker_folder: Path | None = None
+    """Holds the key that opens them."""
 
     @property
     def result(self) -> Path:
         """Where the finished pivot directory appears."""
         return self.directory / "result"
+
+    @property
+    def opened(self) -> Path:
+        """Where contributions lie in the clear, as long as the worker runs."""
+        return self.directory / OPENED
 
     def save(self) -> None:
         """Write job.json."""
@@ -69,9 +79,10 @@ class FuseJob:
         values = json.loads((directory / "job.json").read_text(encoding="utf-8"))
         paths = {
             key: {name: Path(path) for name, path in values[key].items()}
-            for key in ("pivot_files", "contributions")
+            for key in ("pivot_files", "contributions", "sealed")
         }
-        optional = {k: Path(values[k]) if values[k] else None for k in ("prompts", "evals")}
+        names = ("prompts", "evals", "worker_folder")
+        optional = {name: Path(values[name]) if values[name] else None for name in names}
         spec = RoundSpec.model_validate_json(json.dumps(values["spec"]))
         return cls(**{**values, **paths, **optional, "directory": directory, "spec": spec})
 

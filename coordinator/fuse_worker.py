@@ -27,6 +27,7 @@ from coordinator.merging import copies_as_deltas, write_merged
 from coordinator.pivot_card import canonical
 from coordinator.pivot_files import write_pivot
 from coordinator.pivot_tasks import METRIC
+from coordinator.sealed import Worker, is_sealed
 from fp8.train import Progress
 from fusion.codec import LogitFile
 from fusion.credit import leave_one_out
@@ -82,6 +83,22 @@ def train_run(folder: Path, run: Run) -> Path:
         (out / "suspicion.json").write_text(judged, encoding="utf-8")
     _whole(out / "model", lambda partial: save_model(model, tokenizer, partial))
     return out / "model"
+
+
+def open_contributions(job: FuseJob) -> None:
+    """Lay the sealed contributions out in the clear; those of older releases are not sealed.
+
+    Raises: SealError, KeyFileError, OSError.
+    """
+    shutil.rmtree(job.opened, ignore_errors=True)
+    job.opened.mkdir(mode=0o700)
+    for name, path in job.sealed.items():
+        out = job.contributions[name]
+        if job.worker_folder is None or not is_sealed(path):
+            out.symlink_to(path.resolve())
+        else:
+            worker = Worker.at(job.worker_folder)
+            worker.open(path, out, round_id=job.round_id, participant=name)
 
 
 def merge_runs(job: FuseJob) -> Path:
@@ -250,6 +267,7 @@ def main(argv: list[str]) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)
         job = FuseJob.load(folder)
         try:
+            open_contributions(job)
             work(replace(job, contributions=dict(sorted(job.contributions.items()))))
         except BrokenProcessPool:
             sys.stderr.write("a training run was killed; the machine may lack memory\n")
@@ -259,6 +277,8 @@ def main(argv: list[str]) -> int:
                 raise
             sys.stderr.write(f"the disk is full: free some of it ({folder})\n")
             return TRY_AGAIN
+        finally:
+            shutil.rmtree(job.opened, ignore_errors=True)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
-from coordinator.fuse_job import FuseJob, Fusion, JobFailedError, JobLostError
+from coordinator.fuse_job import OPENED, FuseJob, Fusion, JobFailedError, JobLostError
 from coordinator.happenings import Broke, Fused, Worked
 from coordinator.round_state import Fuse
 from coordinator.rounds import FINAL, IllegalTransitionError, State
@@ -31,14 +31,24 @@ class Fusions:
     """
 
     def __init__(
-        self, root: Path, store: Store, artifacts: Artifacts, sign: Sign, *, workers: int
+        self,
+        root: Path,
+        store: Store,
+        artifacts: Artifacts,
+        sign: Sign,
+        *,
+        workers: int,
+        worker_folder: Path | None = None,
     ) -> None:
-        """Args: sign: completes a new pivot's files with its manifest."""
+        """Args: sign: completes a new pivot's files with its manifest. worker_folder: of the key
+        that opens contributions.
+        """
         self._jobs = root / "jobs"
         self._store = store
         self._artifacts = artifacts
         self._sign = sign
         self._workers = workers
+        self._worker_folder = worker_folder
         self._begun: set[Fuse] = set()
         self._fusion: Fusion | None = None
         self._thread: threading.Thread | None = None
@@ -65,9 +75,14 @@ class Fusions:
             self._thread.join(timeout=10)
 
     def tidy(self) -> None:
-        """Remove job folders that nobody needs: a failed round's stays, to be looked at."""
+        """Remove job folders that nobody needs: a failed round's stays, to be looked at.
+
+        What a killed worker left in the clear is removed in any case.
+        """
         for folder in self._jobs.glob("rnd-*"):
             state = self._store.round(folder.name).state
+            if state in FINAL:
+                shutil.rmtree(folder / OPENED, ignore_errors=True)
             if state in FINAL and state is not State.FAILED:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -109,6 +124,7 @@ class Fusions:
             _LOG.exception("%s failed", duty.round_id)
             self._break(duty, f"{type(error).__name__}: {error}", lost=False)
         finally:
+            shutil.rmtree(job.opened, ignore_errors=True)
             self.tidy()
 
     def _break(self, duty: Fuse, detail: str, *, lost: bool) -> None:
@@ -131,16 +147,20 @@ class Fusions:
         path = self._artifacts.path
         parts = [p for p in self._store.contributions(row.round_id) if p.status == "committed"]
         pinned = {name: getattr(spec, name) for name in ("prompts", "evals")}
+        directory = self._folder(row.round_id)
+        opened = {p.participant: directory / OPENED / f"{p.participant}.safetensors" for p in parts}
         public = {
             name: path(value.removeprefix("sha256:")) for name, value in pinned.items() if value
         }
         return FuseJob(
-            directory=self._folder(row.round_id),
+            directory=directory,
             round_id=row.round_id,
             pivot_name=row.pivot_name,
             spec=spec,
             pivot_files={f.name: path(f.sha256) for f in self._store.pivot(spec.pivot).files},
-            contributions={p.participant: path(p.sha256) for p in parts},
+            contributions=opened,
+            sealed={p.participant: path(p.sha256) for p in parts},
+            worker_folder=self._worker_folder,
             reports={p.participant: p.report_json for p in parts},
             prompts=public.get("prompts"),
             evals=public.get("evals"),

@@ -23,12 +23,15 @@ from coordinator.figures import Figures
 from coordinator.fleet_service import FleetService, waited_for
 from coordinator.health import Health, HealthService
 from coordinator.invitations import Invitations
+from coordinator.opening import Opening
 from coordinator.ops_http import OpsServer
+from coordinator.orders import Orders
 from coordinator.presence import Presence
 from coordinator.recurring_service import RecurringService
 from coordinator.research_service import ResearchService
 from coordinator.revocations import Revocations
 from coordinator.scheduler import Scheduler
+from coordinator.sealed import worker_folder
 from coordinator.serving import GrpcServer
 from coordinator.signing import Signer, ensure_key
 from coordinator.store import Store
@@ -49,6 +52,7 @@ from protos.v1 import (
 from trust.ca import AUTHORITY_KEY
 from trust.chain import AuditError
 from trust.keys import KeyFileError
+from trust.seal_keys import RECIPIENT_FILE
 
 _LOG = logs.logger("coordinator.main")  # also when this file is the program
 
@@ -78,6 +82,7 @@ class _Parts:
     health: Health
     members: Members
     signer: Signer
+    opening: Opening
 
 
 @contextlib.contextmanager
@@ -93,6 +98,11 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         with _told("tls"):
             config.tls.files().read()  # its errors name the file; the libraries' do not
             signing_key = ensure_key(config.tls.key, config.tls.ca)
+        worker = worker_folder(config.tls.key)
+        opening = Opening(worker, config.tls.ca.with_name(RECIPIENT_FILE))
+        stack.callback(opening.stop)
+        with _told("tls"):
+            opening.start()
         if config.authority is not None:
             with _told("authority"):
                 (config.authority / AUTHORITY_KEY).read_bytes()
@@ -130,6 +140,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             presence,
             signer.sign,
             fuse_workers=config.fuse_workers,
+            worker_folder=worker,
         )
         health = Health(
             {"database": store.check_writable, "artifacts": artifacts.check_writable},
@@ -144,7 +155,7 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         enroll = EnrollService(
             Invitations(store.database), config.tls.ca, config.authority, config.certificate_days
         )
-        parts = _Parts(config, store, artifacts, engine, presence, health, members, signer)
+        parts = _Parts(config, store, artifacts, engine, presence, health, members, signer, opening)
         server = _server(parts, enroll)
         roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
         roll.start()
@@ -189,18 +200,26 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
     """The gRPC server with every service, not started."""
     config, store, artifacts, engine = parts.config, parts.store, parts.artifacts, parts.engine
     fleet = FleetService(
-        store, artifacts, engine, parts.presence, engine_advertise=config.engine_advertise
+        store,
+        artifacts,
+        engine,
+        parts.presence,
+        parts.opening,
+        parts.signer.receipt,
+        engine_advertise=config.engine_advertise,
     )
     transfer = TransferService(artifacts, store, config.max_upload_bytes)
+    orders = Orders(config.tls.ca)
     research = ResearchService(
         store,
         artifacts,
         parts.signer,
+        orders,
         auto_approve=config.approval == "auto",
         attending=parts.presence.attending,
         stopping=parts.health.stopping,
     )
-    recurring = RecurringService(store, research.checked)
+    recurring = RecurringService(store, research.checked, orders)
     return GrpcServer(
         config.listen,
         config.tls.files(),

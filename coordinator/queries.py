@@ -63,6 +63,7 @@ def round_row(row: Any) -> RoundRow:
         attempt=row["attempt"],
         lease_unix_ms=row["lease_unix_ms"],
         losses=row["losses"],
+        order_json=row["order_json"],
     )
 
 

@@ -36,6 +36,8 @@ class Recurring:
     """Empty before the first."""
     detail: str
     """What it waits for; empty while its time has not come."""
+    order_json: str = ""
+    """The submitter's signed order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

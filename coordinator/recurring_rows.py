@@ -28,6 +28,7 @@ def make_next_round(db: Connection, recurring: Recurring) -> str:
         by,
         spec.model_copy(update={"pivot": pivot}).model_dump_json(),
         int(spec.deadline_minutes * 60_000),
+        recurring.order_json,
     )
     take_step(db, round_id, Decided(Event.APPROVE, f"by {recurring.recurring_id}"), by.uri)
     return round_id
@@ -67,7 +68,7 @@ def find_recurring(db: Connection, recurring_id: str) -> Recurring:
 
 def recurring_row(row: Any) -> Recurring:
     """A row of RECURRING as the rest of the program knows it."""
-    names = ("submitted_by", "spec_json", "due_unix_ms", "last_round_id", "detail")
+    names = ("submitted_by", "spec_json", "due_unix_ms", "last_round_id", "detail", "order_json")
     return Recurring(
         recurring_id=f"rec-{row['number']}",
         state=Standing(row["state"]),

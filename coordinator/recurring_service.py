@@ -5,6 +5,7 @@ from typing import Any
 
 from coordinator.access import caller
 from coordinator.clock import now_unix_ms
+from coordinator.orders import Orders
 from coordinator.recurring import Recurring, next_due
 from coordinator.research_service import checked_request_id
 from coordinator.store import Store
@@ -18,8 +19,9 @@ from protos.v1 import recurring_pb2_grpc
 class RecurringService(recurring_pb2_grpc.RecurringServicer):
     """Start, list, stop."""
 
-    def __init__(self, store: Store, check: Callable[[str], RoundSpec]) -> None:
+    def __init__(self, store: Store, check: Callable[[str], RoundSpec], orders: Orders) -> None:
         """Args: check: refuses the JSON of a round's spec that could not be run here."""
+        self._orders = orders
         self._store = store
         self._check = check
 
@@ -28,11 +30,20 @@ class RecurringService(recurring_pb2_grpc.RecurringServicer):
         try:
             spec = parse_recurring(request.spec_json)
             self._check(spec.round.model_dump_json())
+            who, request_id = caller(context), checked_request_id(request.request_id)
+            self._orders.check(
+                request.order_json,
+                who,
+                spec_json=request.spec_json,
+                request_id=request_id,
+                recurring=True,
+            )
             row = self._store.add_recurring(
-                request_id=checked_request_id(request.request_id),
-                submitted_by=caller(context).name,
+                request_id=request_id,
+                submitted_by=who.name,
                 spec_json=spec.model_dump_json(),
                 due_unix_ms=next_due(spec, now_unix_ms()),
+                order_json=request.order_json,
             )
             return _message(row)
         except SpecError as error:

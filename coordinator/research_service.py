@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
+from coordinator.orders import Orders
 from coordinator.presence import Seen as Attendee
 from coordinator.rounds import FINAL, Event, IllegalTransitionError
 from coordinator.signing import Signer
@@ -36,6 +37,7 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         store: Store,
         artifacts: Artifacts,
         signer: Signer,
+        orders: Orders,
         *,
         auto_approve: bool,
         attending: Callable[[], Mapping[str, Attendee | None]],
@@ -44,6 +46,7 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         self._store = store
         self._artifacts = artifacts
         self._signer = signer
+        self._orders = orders
         self._auto_approve = auto_approve
         self._attending = attending
         self._stopping = stopping or threading.Event()
@@ -52,13 +55,17 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         """Check the spec against what is here, then store it."""
         try:
             spec = self.checked(request.spec_json)
-            who = caller(context)
+            who, request_id = caller(context), checked_request_id(request.request_id)
+            self._orders.check(
+                request.order_json, who, spec_json=request.spec_json, request_id=request_id
+            )
             row = self._store.submit_round(
-                request_id=checked_request_id(request.request_id),
+                request_id=request_id,
                 submitted_by=who.name,
                 role=who.role,
                 spec_json=spec.model_dump_json(),
                 deadline_ms=int(spec.deadline_minutes * 60_000),
+                order_json=request.order_json,
             )
             if self._auto_approve and row.state == "SUBMITTED":
                 row = self._store.advance(row.round_id, Event.APPROVE, "by policy: auto")

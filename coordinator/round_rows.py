@@ -25,7 +25,14 @@ from coordinator.tables import CONTRIBUTIONS, ROUNDS, ContributionRow, RoundRow
 from trust.ca import Identity
 
 
-def submit(db: Connection, request_id: str, by: Identity, spec_json: str, deadline_ms: int) -> str:
+def submit(
+    db: Connection,
+    request_id: str,
+    by: Identity,
+    spec_json: str,
+    deadline_ms: int,
+    order_json: str = "",
+) -> str:
     """Store a new round, or find the one this request made before; return its id."""
     known = db.scalar(select(ROUNDS.c.number).where(ROUNDS.c.request_id == request_id))
     if known is not None:
@@ -40,6 +47,7 @@ def submit(db: Connection, request_id: str, by: Identity, spec_json: str, deadli
         "deadline_unix_ms": created + deadline_ms,
         "detail": "",
         "pivot_name": "",
+        "order_json": order_json,
     }
     number = db.execute(insert(ROUNDS).values(values)).inserted_primary_key[0]  # type: ignore[index]
     tell(db, f"rnd-{number}", "state", {"state": State.SUBMITTED, "detail": ""})

@@ -47,6 +47,7 @@ class Scheduler:
         sign: Sign,
         *,
         fuse_workers: int = 0,
+        worker_folder: Path | None = None,
     ) -> None:
         self._store = store
         self._stop = threading.Event()
@@ -58,7 +59,9 @@ class Scheduler:
         self._deliveries = Deliveries(store, artifacts, engine, presence)
         # One more than cores: of three runs on two cores, none waits for another to end.
         workers = fuse_workers or (os.cpu_count() or 1) + 1
-        self._fusions = Fusions(root, store, artifacts, sign, workers=workers)
+        self._fusions = Fusions(
+            root, store, artifacts, sign, workers=workers, worker_folder=worker_folder
+        )
 
     def run(self) -> None:
         """Look after every active round until stop() is called."""

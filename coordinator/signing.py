@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
-from coordinator.store import PivotRow, Store
+from coordinator.store import ContributionRow, PivotRow, Store
 from protos.errors import CofuseError
 from protos.messages import FileRef
 from trust.keys import kid, load_private, load_public, new_key, save_public
@@ -35,6 +35,7 @@ from trust.pivot_manifest import (
     seal_manifest,
     utc,
 )
+from trust.statements import Receipt, sign
 
 _LOG = logging.getLogger(__name__)
 SIGNER_KEY: Final = "pivot-key.pem"
@@ -99,6 +100,19 @@ class Signer:
         except ManifestError as error:
             _LOG.warning("%s is signed anew: %s", row.name, error)
             return None
+
+    def receipt(self, kept: ContributionRow) -> str:
+        """Sign that a contribution is on disk and counted; asked again, it is the same text."""
+        return sign(
+            Receipt(
+                sha256=kept.sha256,
+                round_id=kept.round_id,
+                participant=kept.participant,
+                size_bytes=kept.size_bytes,
+                committed_unix_ms=kept.committed_unix_ms,
+            ),
+            self._key,
+        )
 
     def roll_back(self, name: str) -> PivotRow:
         """Publish what a pivot was made from once more, as the newest; repeating changes nothing.

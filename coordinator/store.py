@@ -168,11 +168,13 @@ class Store:
         spec_json: str,
         deadline_ms: int,
         role: Role = "researcher",
+        order_json: str = "",
     ) -> RoundRow:
         """Store a new round, or return the one this request made before."""
         by = Identity(role, submitted_by)
         with self._write() as db:
-            round_id = submit(db, f"{submitted_by}/{request_id}", by, spec_json, deadline_ms)
+            unique = f"{submitted_by}/{request_id}"
+            round_id = submit(db, unique, by, spec_json, deadline_ms, order_json)
         return self.round(round_id)
 
     def round(self, round_id: str) -> RoundRow:
@@ -434,7 +436,13 @@ class Store:
     # recurring
 
     def add_recurring(
-        self, *, request_id: str, submitted_by: str, spec_json: str, due_unix_ms: int
+        self,
+        *,
+        request_id: str,
+        submitted_by: str,
+        spec_json: str,
+        due_unix_ms: int,
+        order_json: str = "",
     ) -> Recurring:
         """Store a recurring spec, or return the one this request made before."""
         unique = f"{submitted_by}/{request_id}"
@@ -449,6 +457,7 @@ class Store:
                     "due_unix_ms": due_unix_ms,
                     "last_round_id": "",
                     "detail": "",
+                    "order_json": order_json,
                 }
                 found = db.execute(insert(RECURRING).values(values)).inserted_primary_key[0]  # type: ignore[index]
                 by = actor("operator", submitted_by)

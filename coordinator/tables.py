@@ -34,6 +34,7 @@ ROUNDS = Table(
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("lease_unix_ms", BigInteger, nullable=False, server_default="0"),
     Column("losses", Integer, nullable=False, server_default="0"),
+    Column("order_json", Text, nullable=False, server_default=""),
 )
 CONTRIBUTIONS = Table(
     "contributions",
@@ -94,6 +95,7 @@ RECURRING = Table(
     Column("due_unix_ms", BigInteger, nullable=False),
     Column("last_round_id", String(20), nullable=False),
     Column("detail", Text, nullable=False),
+    Column("order_json", Text, nullable=False, server_default=""),
 )
 AUDIT = Table(
     "audit",
@@ -160,6 +162,8 @@ class RoundRow:
     """The worker's; 0 while it waits for its turn."""
     losses: int
     """Workers lost so far."""
+    order_json: str = ""
+    """The submitter's signed order; empty for rounds of older releases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,37 @@
 """Finished releases that wait for a person: one file says what would leave, one what was decided.
 
 Files, and no word over a socket, so that a decision outlives the daemon and needs none to run. A
-decision is about the bytes that were shown: it names their sha256.
+decision is about the bytes that were shown: it names their sha256, and the approver's key signs it.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from participant.durable import write_durably
 from participant.policy import Kind
 from protos.files import flush
+from trust.keys import (
+    PUBLIC_SUFFIX,
+    KeyFileError,
+    kid,
+    load_private,
+    load_public,
+    new_key,
+    save_public,
+)
+from trust.statements import Approval, StatementError, sign, verify
 
+_LOG = logging.getLogger(__name__)
 FOLDER: Final = "approvals"
+APPROVER_KEY: Final = "approver.pem"
+"""Beside the data folder; its public half, approver.pub, is what the guard asks. Whoever approves
+may keep the private one elsewhere."""
 TTL_MS: Final = 72 * 3600 * 1000
 _RELEASE, _DECISION = ".release.json", ".decision.json"
 
@@ -70,17 +86,24 @@ class Decision(_File):
     """Of a refusal: told to the submitter."""
     sha256: str
     unix_ms: int
+    signed: str = ""
+    """All of it, under the approver's key (trust/statements.py)."""
 
 
 class Approvals:
     """The folder of both; for any number of processes."""
 
     def __init__(
-        self, folder: Path, clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+        self,
+        folder: Path,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        key: Path | None = None,
     ) -> None:
-        """Args: clock: unix ms."""
+        """Args: clock: unix ms. key: the approver's private one, if it lies elsewhere."""
         self._folder = folder
         self._clock = clock
+        self._public = folder.parent.with_name(APPROVER_KEY).with_suffix(PUBLIC_SUFFIX)
+        self._key = key or folder.parent.with_name(APPROVER_KEY)
 
     def ask(self, release: Release) -> Release:
         """Put a release before the approvers, once; return it as it was first asked for."""
@@ -98,7 +121,14 @@ class Approvals:
     def decision(self, release: Release) -> Decision | None:
         """What was decided about these bytes; None: nothing yet."""
         found = _read(self._path(release.release_id, _DECISION), Decision)
-        return found if found is not None and found.sha256 == release.sha256 else None
+        if found is None or found.sha256 != release.sha256:
+            return None
+        try:
+            signed = verify(Approval, found.signed, load_public(self._public))
+        except (StatementError, KeyFileError, OSError) as error:
+            _LOG.warning("a decision on %s counts for nothing: %s", release.release_id, error)
+            return None
+        return found if signed == _statement(release, found) else None
 
     def expired(self, release: Release) -> bool:
         """Whether nobody decided in time."""
@@ -122,7 +152,8 @@ class Approvals:
     def decide(self, release: Release, *, approved: bool, by: str, why: str = "") -> Decision:
         """Decide, once and for these bytes.
 
-        Raises: ApprovalError when it is decided or over, or the approver asked for it.
+        Raises: ApprovalError when it is decided or over, the approver asked for it, or the key is
+            not the approvers'.
         """
         if by == release.submitted_by:
             raise ApprovalError(f"found {by!r} on both sides: whoever asks does not approve")
@@ -130,8 +161,24 @@ class Approvals:
         decision = Decision(
             approved=approved, by=by, why=why, sha256=release.sha256, unix_ms=self._clock()
         )
+        signed = sign(_statement(release, decision), self._private())
+        decision = decision.model_copy(update={"signed": signed})
         write_durably(self._path(release.release_id, _DECISION), decision.model_dump_json())
         return decision
+
+    def _private(self) -> Ed25519PrivateKey:
+        """The approver's key; the first approval of an institution makes it."""
+        try:
+            if not self._public.exists() and not self._key.exists():
+                new_key(self._key)
+            key = load_private(self._key)
+            if not self._public.exists():
+                save_public(key.public_key(), self._public)
+            if kid(load_public(self._public)) != kid(key.public_key()):
+                raise KeyFileError(f"{self._key}: found another key than {self._public} names")
+        except (KeyFileError, OSError) as error:
+            raise ApprovalError(f"{error}; name the approver's key with --key") from error
+        return key
 
     def close(self, round_id: str) -> None:
         """Ask nobody about a round any more; what was decided stays on file."""
@@ -142,6 +189,17 @@ class Approvals:
 
     def _path(self, release_id: str, kind: str) -> Path:
         return self._folder / f"{release_id}{kind}"
+
+
+def _statement(release: Release, decision: Decision) -> Approval:
+    return Approval(
+        sha256=release.sha256,
+        round_id=release.round_id,
+        approved=decision.approved,
+        by=decision.by,
+        why=decision.why,
+        unix_ms=decision.unix_ms,
+    )
 
 
 def _read(path: Path, model: type[_Found]) -> _Found | None:

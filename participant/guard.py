@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from participant import approvals, budget, canaries, canary_gate
+from participant import approvals, budget, canaries, canary_gate, orders
 from participant.approvals import Approvals, Release
 from participant.budget import Ledger
 from participant.config import ParticipantConfig
@@ -26,11 +26,13 @@ from participant.policy import (
     match,
 )
 from participant.prompt_checks import corpus_fingerprints, overlapping, personal
+from participant.sealer import Sealer
 from participant.sealing import Asked, Draft, seal
 from participant.spool import Entry, Made, Spool
 from protos.chunks import sha256_of
 from protos.config import ConfigError
 from protos.messages import Assignment
+from trust.seal import SUFFIX
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,14 +89,21 @@ class Guard:
             something else than was asked for, OSError; and what prepare and work raise.
         """
         assignment, policy = entry.assignment, self._policy()
+        orders.believe(
+            assignment, self._config.tls.ca, self._config.data_dir / orders.FOLDER, self._clock()
+        )
         rule = match(policy, assignment, self._today())
         if (path := self._sealed_before(entry)) is None:
-            asked = prepare()
+            sealer, asked = Sealer.of(self._config), prepare()
             self._check_prompts(assignment.round_id, policy.prompts, asked.texts)
             self.ledger.reserve(asked.question, policy.logits)
-            path = self._sealed / f"{assignment.round_id}.safetensors"
-            seal(assignment, asked, draft := work(asked), path)
-            self._measure(policy, assignment, asked, draft, path)
+            path = self._sealed / f"{assignment.round_id}{SUFFIX}"
+            draft, rules = work(asked), sha256_of(self._config.policy)
+
+            def inspect(plain: Path) -> None:
+                self._measure(policy, assignment, asked, draft, plain)
+
+            seal(assignment, asked, draft, path, sealer, rules, inspect)
             entry = self._spool.made(entry, path, sha256_of(path))
         assert entry.made is not None
         label = f"allow {policy.allow.index(rule) + 1}: {rule.purpose}"
@@ -131,24 +140,20 @@ class Guard:
         """Nobody waits for this round any more: ask no approver, and keep no sealed copy."""
         self._waiting.pop(round_id, None)
         self.approvals.close(round_id)
-        (self._sealed / f"{round_id}.safetensors").unlink(missing_ok=True)
+        (self._sealed / f"{round_id}{SUFFIX}").unlink(missing_ok=True)
 
     def _measure(
-        self, policy: Policy, assignment: Assignment, asked: Asked, draft: Draft, path: Path
+        self, policy: Policy, assignment: Assignment, asked: Asked, draft: Draft, plain: Path
     ) -> None:
         """Hold what would leave against the canary gate. Raises: PolicyRefusalError."""
         question = canary_gate.Question(
             kind=kind_of(assignment.spec),
-            release=path,
+            release=plain,
             model=draft.model,
             canaries=self._config.data_dir / canaries.FILE,
             texts=asked.texts,
         )
-        try:
-            canary_gate.check(policy.gates, question)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        canary_gate.check(policy.gates, question)
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock() / 1000, UTC).date()

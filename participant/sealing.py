@@ -1,12 +1,13 @@
 """What a round asks of a model, and the file that answers just that and tells nothing else.
 
 The file is written anew from the values that were read of the work's draft. What the values do not
-decide (order, names, spaces, digests that somebody claims) is chosen or checked here.
+decide (order, names, spaces, digests that somebody claims) is chosen or checked here. What leaves
+is that file sealed: the fusion worker opens it, and whoever carries or stores it does not.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from fusion.extract import hash_tokenizer
 from participant.budget import Question
 from participant.export import WEIGHTS
 from participant.policy import kind_of
+from participant.sealer import Sealer
 from protos.chunks import sha256_of
 from protos.messages import Assignment
 from protos.spec import RoundSpec
+from trust.statements import Release
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,22 +71,55 @@ def question_of(assignment: Assignment, model: Path, texts: Sequence[str]) -> Qu
     )
 
 
-def seal(assignment: Assignment, asked: Asked, draft: Draft, out: Path) -> None:
+def seal(
+    assignment: Assignment,
+    asked: Asked,
+    draft: Draft,
+    out: Path,
+    sealer: Sealer,
+    policy: str = "",
+    inspect: Callable[[Path], None] = lambda _plain: None,
+) -> None:
     """Write what may leave, if the draft is what was asked for; else nothing is left at `out`.
 
-    Raises: ContributionError.
+    Args: policy: sha256 of the one that allows it. inspect: has the last look at the file that is
+        about to be sealed, and raises when it must not be.
+    Raises: ContributionError, SealError, OSError; what inspect raises.
     """
+    write = _write_delta if assignment.spec.kind == "weights" else _write_logits
+    plain = out.with_suffix(".plain")
     try:
-        if assignment.spec.kind == "weights":
-            _seal_delta(assignment, asked, draft, out)
-        else:
-            _seal_logits(assignment, asked, draft, out)
+        write(assignment, asked, draft, plain)
+        inspect(plain)
+        sealer.seal(release_of(assignment, asked, plain, sealer.participant, policy), plain, out)
     except BaseException:
         out.unlink(missing_ok=True)
         raise
+    finally:
+        plain.unlink(missing_ok=True)
 
 
-def _seal_delta(assignment: Assignment, asked: Asked, draft: Draft, out: Path) -> None:
+def release_of(
+    assignment: Assignment, asked: Asked, plain: Path, participant: str, policy: str
+) -> Release:
+    """What is signed of a file: what it answers, for whom, and by which policy; not yet the key."""
+    question = asked.question
+    return Release(
+        sha256=sha256_of(plain),
+        round_id=assignment.round_id,
+        participant=participant,
+        kind=question.kind,
+        size_bytes=plain.stat().st_size,
+        submitted_by=assignment.submitted_by,
+        model=question.model,
+        prompt_set=question.prompt_set,
+        positions=question.positions,
+        policy_sha256=policy,
+        key="0" * 64,
+    )
+
+
+def _write_delta(assignment: Assignment, asked: Asked, draft: Draft, out: Path) -> None:
     assert asked.pivot is not None
     with safe_open(asked.pivot / WEIGHTS, framework="numpy") as file:
         names = list(file.keys())  # the file object itself has no order that it promises
@@ -94,7 +130,7 @@ def _seal_delta(assignment: Assignment, asked: Asked, draft: Draft, out: Path) -
     _same("steps and tokens", (header.steps, header.tokens), (training.steps, tokens))
 
 
-def _seal_logits(assignment: Assignment, asked: Asked, draft: Draft, out: Path) -> None:
+def _write_logits(assignment: Assignment, asked: Asked, draft: Draft, out: Path) -> None:
     spec = assignment.spec
     assert assignment.prompts is not None
     header = rewrite_logits(

@@ -21,6 +21,7 @@ from participant.export import (
 from participant.guard import Guard, Released
 from participant.pivots import fetch_pivot
 from participant.policy import PolicyRefusalError
+from participant.receipts import keep as keep_receipt
 from participant.sealing import Asked, Draft, question_of
 from participant.spool import Entry
 from participant.stages.cpt import Expert, describe
@@ -198,6 +199,7 @@ class Worker:
         )
         client.put(path, sha256)
         receipt = client.commit(assignment.round_id, sha256, path.stat().st_size)
+        keep_receipt(self._config, receipt)
         self.egress.delivered(
             round_id=receipt.round_id,
             sha256=receipt.sha256,

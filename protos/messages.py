@@ -39,6 +39,8 @@ class Assignment(Message):
     pivot_sha256: Sha256
     """Digest of the pivot's weights: what a delta is relative to."""
     deadline_unix_ms: int
+    order: Annotated[str, StringConstraints(max_length=50_000)] = ""
+    """The submitter's signed order for it (trust/orders.py)."""
 
 
 class Scores(Message):

@@ -19,6 +19,7 @@ def spawn(
     module: str,
     arguments: Sequence[str],
     *,
+    stdin: int | IO[Any] | None = subprocess.DEVNULL,
     stdout: int | IO[Any] | None = subprocess.PIPE,
     stderr: int | IO[Any] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -31,7 +32,7 @@ def spawn(
     """
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         text=True,

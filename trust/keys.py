@@ -44,6 +44,13 @@ def new_key(path: Path) -> str:
     """
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    save_private(pem, path)
+    save_public(key.public_key(), path.with_suffix(PUBLIC_SUFFIX))
+    return kid(key.public_key())
+
+
+def save_private(pem: bytes, path: Path) -> None:
+    """Write a private key, whole, for its owner alone. Raises: FileExistsError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
@@ -51,8 +58,6 @@ def new_key(path: Path) -> str:
         path.hardlink_to(draft)  # a rename would overwrite
     finally:
         draft.unlink(missing_ok=True)
-    save_public(key.public_key(), path.with_suffix(PUBLIC_SUFFIX))
-    return kid(key.public_key())
 
 
 def save_public(key: Ed25519PublicKey, path: Path) -> None:
@@ -66,16 +71,21 @@ def load_private(path: Path) -> Ed25519PrivateKey:
 
     Raises: KeyFileError, OSError.
     """
+    check_private(path)
+    key = _parsed(path, partial(load_pem_private_key, password=None))
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{path}: found another kind of key, wanted an Ed25519 private key")
+    return key
+
+
+def check_private(path: Path) -> None:
+    """Return when only the owner can read a key. Raises: KeyFileError, OSError."""
     mode = path.stat().st_mode
     if mode & _OTHERS:
         raise KeyFileError(
             f"{path}: found mode {stat.S_IMODE(mode):o}, wanted 600; others may have read this "
             f"key: replace it, or if you are sure that nobody did: chmod 600 {path}"
         )
-    key = _parsed(path, partial(load_pem_private_key, password=None))
-    if not isinstance(key, Ed25519PrivateKey):
-        raise KeyFileError(f"{path}: found another kind of key, wanted an Ed25519 private key")
-    return key
 
 
 def load_public(path: Path) -> Ed25519PublicKey:

@@ -29,6 +29,9 @@ def approve(
         str, typer.Option(metavar="WHY", help="Say no; the submitter is told why.")
     ] = "",
     by: Annotated[str, typer.Option(help="Who decides; default: whoever is logged in.")] = "",
+    key: Annotated[
+        Path | None, typer.Option(help="The approver's key; default: approver.pem in the folder.")
+    ] = None,
 ) -> None:
     """Show a finished release that waits for approval, and approve or refuse it.
 
@@ -41,7 +44,7 @@ def approve(
         fail("found --yes and --refuse, wanted one of them", 2)
     home = folder if folder is not None else Path(what)
     data = _data_dir(home)
-    desk = Approvals(data / FOLDER)
+    desk = Approvals(data / FOLDER, key=key)
     try:
         if folder is None:
             _list(desk, home)

@@ -29,11 +29,13 @@ def init(
     ] = "",
     ops_listen: Annotated[str, typer.Option(help="Monitoring; loopback only.")] = "127.0.0.1:7442",
 ) -> None:
-    """Make the certificate authority, the key that signs pivots, and coordinator.toml."""
+    """Make the authority, the keys that sign pivots and open contributions, coordinator.toml."""
+    from coordinator.sealed import ensure_worker_key, worker_folder
     from coordinator.signing import ensure_key
     from protos.config import toml_text
     from trust.ca import create_authority, fingerprint, new_identity, sign_request
     from trust.keys import kid, load_private
+    from trust.seal_keys import RECIPIENT_FILE
 
     try:
         create_authority(home / "ca", "cofuse")
@@ -58,10 +60,14 @@ def init(
     signing_key = ensure_key(home / "tls" / "key.pem", home / "ca" / "ca.pem")
     authority = fingerprint((home / "ca" / "ca.pem").read_bytes())
     signer = kid(load_private(signing_key).public_key())
+    worker = worker_folder(home / "tls" / "key.pem")
+    recipient = ensure_worker_key(worker, home / "ca" / RECIPIENT_FILE)
     tell(f"authority {authority}")
     tell(f"pivot signer {signer}")
+    tell(f"fusion worker {recipient}")
     typer.echo(f"start it with: cofuse coordinator up {home}", err=True)
-    answer({"folder": str(home), "authority": authority, "pivot_signer": signer})
+    made = {"authority": authority, "pivot_signer": signer, "fusion_worker": recipient}
+    answer({"folder": str(home), **made})
 
 
 @app.command()

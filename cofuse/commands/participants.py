@@ -94,7 +94,7 @@ def init(
         typer.echo(
             f"join with the operator's token: cofuse join HOST:PORT TOKEN {home}; or send\n"
             f"{home / 'request.csr'} to the operator, and put what comes back here as\n"
-            "certificate.pem, ca.pem and pivot-signer.pem",
+            "certificate.pem, ca.pem, pivot-signer.pem and fusion-worker.pem",
             err=True,
         )
     typer.echo("read policy.toml: nothing leaves until you allow it", err=True)

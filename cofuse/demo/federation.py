@@ -21,6 +21,7 @@ from protos.config import toml_text
 from protos.process import end, spawn
 from trust.ca import create_authority, new_identity, sign_request
 from trust.pivot_manifest import SIGNER_FILE
+from trust.seal_keys import RECIPIENT_FILE
 
 READY_S: Final = 60.0
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -191,7 +192,7 @@ class Federation:
         authority = self._folder / "coordinator" / "ca"
         certificate = sign_request(authority, request, role=role, name=name)
         (home / "certificate.pem").write_bytes(certificate)
-        for public in ("ca.pem", SIGNER_FILE):
+        for public in ("ca.pem", SIGNER_FILE, RECIPIENT_FILE):
             if (authority / public).exists():  # the coordinator's own identity is older
                 (home / public).write_bytes((authority / public).read_bytes())
 

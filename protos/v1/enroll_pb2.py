@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/v1/enroll.proto\x12\tcofuse.v1\"\x12\n\x10\x41uthorityRequest\")\n\x0e\x41uthorityReply\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"H\n\rRedeemRequest\x12\x12\n\ninvitation\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x13\n\x0brequest_pem\x18\x03 \x01(\x0c\"\x0e\n\x0cRenewRequest\";\n\x06Issued\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x18\n\x10pivot_signer_pem\x18\x02 \x01(\x0c\x32\xb9\x01\n\x06\x45nroll\x12\x43\n\tAuthority\x12\x1b.cofuse.v1.AuthorityRequest\x1a\x19.cofuse.v1.AuthorityReply\x12\x35\n\x06Redeem\x12\x18.cofuse.v1.RedeemRequest\x1a\x11.cofuse.v1.Issued\x12\x33\n\x05Renew\x12\x17.cofuse.v1.RenewRequest\x1a\x11.cofuse.v1.Issuedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/v1/enroll.proto\x12\tcofuse.v1\"\x12\n\x10\x41uthorityRequest\")\n\x0e\x41uthorityReply\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"H\n\rRedeemRequest\x12\x12\n\ninvitation\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x13\n\x0brequest_pem\x18\x03 \x01(\x0c\"\x0e\n\x0cRenewRequest\"V\n\x06Issued\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x18\n\x10pivot_signer_pem\x18\x02 \x01(\x0c\x12\x19\n\x11\x66usion_worker_pem\x18\x03 \x01(\x0c\x32\xb9\x01\n\x06\x45nroll\x12\x43\n\tAuthority\x12\x1b.cofuse.v1.AuthorityRequest\x1a\x19.cofuse.v1.AuthorityReply\x12\x35\n\x06Redeem\x12\x18.cofuse.v1.RedeemRequest\x1a\x11.cofuse.v1.Issued\x12\x33\n\x05Renew\x12\x17.cofuse.v1.RenewRequest\x1a\x11.cofuse.v1.Issuedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREQUEST']._serialized_start=174
   _globals['_RENEWREQUEST']._serialized_end=188
   _globals['_ISSUED']._serialized_start=190
-  _globals['_ISSUED']._serialized_end=249
-  _globals['_ENROLL']._serialized_start=252
-  _globals['_ENROLL']._serialized_end=437
+  _globals['_ISSUED']._serialized_end=276
+  _globals['_ENROLL']._serialized_start=279
+  _globals['_ENROLL']._serialized_end=464
 # @@protoc_insertion_point(module_scope)

@@ -29,9 +29,11 @@ class RenewRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Issued(_message.Message):
-    __slots__ = ("certificate_pem", "pivot_signer_pem")
+    __slots__ = ("certificate_pem", "pivot_signer_pem", "fusion_worker_pem")
     CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
     PIVOT_SIGNER_PEM_FIELD_NUMBER: _ClassVar[int]
+    FUSION_WORKER_PEM_FIELD_NUMBER: _ClassVar[int]
     certificate_pem: bytes
     pivot_signer_pem: bytes
-    def __init__(self, certificate_pem: _Optional[bytes] = ..., pivot_signer_pem: _Optional[bytes] = ...) -> None: ...
+    fusion_worker_pem: bytes
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., pivot_signer_pem: _Optional[bytes] = ..., fusion_worker_pem: _Optional[bytes] = ...) -> None: ...

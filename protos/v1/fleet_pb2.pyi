@@ -69,15 +69,17 @@ class CommitRequest(_message.Message):
     def __init__(self, round_id: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("round_id", "participant", "sha256", "size_bytes", "committed_unix_ms")
+    __slots__ = ("round_id", "participant", "sha256", "size_bytes", "committed_unix_ms", "signed_json")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     PARTICIPANT_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_JSON_FIELD_NUMBER: _ClassVar[int]
     round_id: str
     participant: str
     sha256: str
     size_bytes: int
     committed_unix_ms: int
-    def __init__(self, round_id: _Optional[str] = ..., participant: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., committed_unix_ms: _Optional[int] = ...) -> None: ...
+    signed_json: str
+    def __init__(self, round_id: _Optional[str] = ..., participant: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., committed_unix_ms: _Optional[int] = ..., signed_json: _Optional[str] = ...) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/v1/recurring.proto\x12\tcofuse.v1\">\n\x15StartRecurringRequest\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\",\n\x14StopRecurringRequest\x12\x14\n\x0crecurring_id\x18\x01 \x01(\t\"\x85\x01\n\x0fRecurringRounds\x12\x14\n\x0crecurring_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x13\n\x0b\x64ue_unix_ms\x18\x04 \x01(\x04\x12\x15\n\rlast_round_id\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"\x16\n\x14ListRecurringRequest\"C\n\x12ListRecurringReply\x12-\n\trecurring\x18\x01 \x03(\x0b\x32\x1a.cofuse.v1.RecurringRounds2\xfa\x01\n\tRecurring\x12N\n\x0eStartRecurring\x12 .cofuse.v1.StartRecurringRequest\x1a\x1a.cofuse.v1.RecurringRounds\x12O\n\rListRecurring\x12\x1f.cofuse.v1.ListRecurringRequest\x1a\x1d.cofuse.v1.ListRecurringReply\x12L\n\rStopRecurring\x12\x1f.cofuse.v1.StopRecurringRequest\x1a\x1a.cofuse.v1.RecurringRoundsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/v1/recurring.proto\x12\tcofuse.v1\"R\n\x15StartRecurringRequest\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\norder_json\x18\x03 \x01(\t\",\n\x14StopRecurringRequest\x12\x14\n\x0crecurring_id\x18\x01 \x01(\t\"\x85\x01\n\x0fRecurringRounds\x12\x14\n\x0crecurring_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x13\n\x0b\x64ue_unix_ms\x18\x04 \x01(\x04\x12\x15\n\rlast_round_id\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"\x16\n\x14ListRecurringRequest\"C\n\x12ListRecurringReply\x12-\n\trecurring\x18\x01 \x03(\x0b\x32\x1a.cofuse.v1.RecurringRounds2\xfa\x01\n\tRecurring\x12N\n\x0eStartRecurring\x12 .cofuse.v1.StartRecurringRequest\x1a\x1a.cofuse.v1.RecurringRounds\x12O\n\rListRecurring\x12\x1f.cofuse.v1.ListRecurringRequest\x1a\x1d.cofuse.v1.ListRecurringReply\x12L\n\rStopRecurring\x12\x1f.cofuse.v1.StopRecurringRequest\x1a\x1a.cofuse.v1.RecurringRoundsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.v1.recurring_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STARTRECURRINGREQUEST']._serialized_start=40
-  _globals['_STARTRECURRINGREQUEST']._serialized_end=102
-  _globals['_STOPRECURRINGREQUEST']._serialized_start=104
-  _globals['_STOPRECURRINGREQUEST']._serialized_end=148
-  _globals['_RECURRINGROUNDS']._serialized_start=151
-  _globals['_RECURRINGROUNDS']._serialized_end=284
-  _globals['_LISTRECURRINGREQUEST']._serialized_start=286
-  _globals['_LISTRECURRINGREQUEST']._serialized_end=308
-  _globals['_LISTRECURRINGREPLY']._serialized_start=310
-  _globals['_LISTRECURRINGREPLY']._serialized_end=377
-  _globals['_RECURRING']._serialized_start=380
-  _globals['_RECURRING']._serialized_end=630
+  _globals['_STARTRECURRINGREQUEST']._serialized_end=122
+  _globals['_STOPRECURRINGREQUEST']._serialized_start=124
+  _globals['_STOPRECURRINGREQUEST']._serialized_end=168
+  _globals['_RECURRINGROUNDS']._serialized_start=171
+  _globals['_RECURRINGROUNDS']._serialized_end=304
+  _globals['_LISTRECURRINGREQUEST']._serialized_start=306
+  _globals['_LISTRECURRINGREQUEST']._serialized_end=328
+  _globals['_LISTRECURRINGREPLY']._serialized_start=330
+  _globals['_LISTRECURRINGREPLY']._serialized_end=397
+  _globals['_RECURRING']._serialized_start=400
+  _globals['_RECURRING']._serialized_end=650
 # @@protoc_insertion_point(module_scope)

@@ -7,12 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StartRecurringRequest(_message.Message):
-    __slots__ = ("spec_json", "request_id")
+    __slots__ = ("spec_json", "request_id", "order_json")
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ORDER_JSON_FIELD_NUMBER: _ClassVar[int]
     spec_json: str
     request_id: str
-    def __init__(self, spec_json: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    order_json: str
+    def __init__(self, spec_json: _Optional[str] = ..., request_id: _Optional[str] = ..., order_json: _Optional[str] = ...) -> None: ...
 
 class StopRecurringRequest(_message.Message):
     __slots__ = ("recurring_id",)

@@ -7,9 +7,11 @@ import pytest
 
 from coordinator.config import CoordinatorConfig
 from coordinator.main import serving
+from coordinator.sealed import ensure_worker_key, worker_folder
 from protos.config import TlsConfig
 from protos.tls import TlsFiles
 from trust.ca import Role, create_authority, new_identity, sign_request
+from trust.seal_keys import RECIPIENT_FILE
 
 MakeIdentity = Callable[[Role, str], TlsFiles]
 
@@ -35,6 +37,7 @@ def identities_at(folder: Path) -> MakeIdentity:
 def config_at(folder: Path, identities: MakeIdentity) -> CoordinatorConfig:
     """A coordinator whose rounds wait for an operator."""
     files = identities("coordinator", "coordinator")
+    ensure_worker_key(worker_folder(files.key), files.ca.with_name(RECIPIENT_FILE))
     return CoordinatorConfig(
         listen="127.0.0.1:0",
         engine_listen="127.0.0.1:0",

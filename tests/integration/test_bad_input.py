@@ -4,6 +4,7 @@ Calls and fields are read from the descriptors, so that a new one is covered by 
 a good request in GOOD is held to more: its bad fields are refused for themselves.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -13,6 +14,7 @@ import json
 import logging
 import pkgutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 import protos.v1
+from cofuse.ordering import Orderer
 from coordinator.access import ANYBODY, ROLES
 from coordinator.config import CoordinatorConfig
 from coordinator.invitations import Invitations
@@ -116,6 +120,7 @@ class Place:
         self.channels = {role: dial(running.address, files) for role, files in identities.items()}
         authority = grpc.ssl_channel_credentials(identities["operator"].ca.read_bytes())
         self.channels[ANYBODY] = grpc.secure_channel(running.enroll_address, authority)
+        self.identities = identities
         self._log = log
         self.good: dict[str, Good] = {}
 
@@ -213,11 +218,9 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
         place.send("/cofuse.v1.Fleet/Join", fleet_pb2.JoinRequest(software_version="1")).error_id
         == ""
     )
-    submit = research_pb2.SubmitRoundRequest(
-        spec_json=_spec(shas["prompts.jsonl"]).model_dump_json(), request_id="same"
-    )
+    spec_json = _spec(shas["prompts.jsonl"]).model_dump_json()
     for number, events in enumerate(((), (Event.CANCEL,), (Event.APPROVE, Event.ISSUE)), 1):
-        submit.request_id = f"request-{number}"
+        submit = _ordered(place, spec_json, f"request-{number}")
         assert place.send("/cofuse.v1.Research/SubmitRound", submit).error_id == ""
         for event in events:
             store.advance(f"rnd-{number}", event)
@@ -263,6 +266,15 @@ def _put(place: Place, path: Path, kind: str) -> None:
     requests = put_requests(path, sha256_of(path), transfer_pb2.ArtifactKind.Value(kind), 0)
     *_, last = transfer_pb2_grpc.TransferStub(place.channels[role]).Put(requests)
     assert last.complete
+
+
+def _ordered(place: Place, spec_json: str, nonce: str) -> research_pb2.SubmitRoundRequest:
+    """A submission by the operator, who has signed it, unless it is too long for that."""
+    tls, order = place.identities["operator"], ""
+    with contextlib.suppress(ValidationError):
+        orderer = Orderer(tls.key, tls.certificate)
+        order = orderer.order(spec_json, nonce, timedelta(hours=1), recurring=False)
+    return research_pb2.SubmitRoundRequest(spec_json=spec_json, request_id=nonce, order_json=order)
 
 
 def _spec(prompts: str) -> RoundSpec:
@@ -447,9 +459,7 @@ def test_no_value_in_a_spec_makes_the_coordinator_stumble(place: Place, field: s
         spec = json.loads(good.spec_json)
         *outer, last = field.split(".")
         (spec[outer[0]] if outer else spec)[last] = value
-        request = research_pb2.SubmitRoundRequest(
-            spec_json=json.dumps(spec), request_id=f"{field.replace('.', '-')}-{number}"
-        )
+        request = _ordered(place, json.dumps(spec), f"{field.replace('.', '-')}-{number}")
         outcome = place.send(method, request)
         _check_words(method, outcome, f"{field} = {value!r:.40}: {outcome}")
 

@@ -23,12 +23,16 @@ from cofuse.demo.federation import Federation, ParticipantPlan
 from cofuse.demo.run import DemoPlan, _base_job, _write_public, round_spec
 from cofuse.demo.settings import TINY
 from cofuse.sdk import Coordinator, Pivot, Round
+from coordinator.artifacts import Artifacts
+from coordinator.sealed import Worker, worker_folder
 from fusion.models import load_model
 from participant.egress import releases
 from protos.public_sets import read_prompts
 from tests.data.runs import eight_word_runs
 from tests.integration.recorder import Recorder
-from trust.pivot_manifest import MANIFEST_FILE
+from trust.keys import load_public
+from trust.pivot_manifest import MANIFEST_FILE, SIGNER_FILE
+from trust.statements import Receipt, verify
 
 pytestmark = pytest.mark.timeout(600)
 HOSPITALS = TINY.hospitals[:2]
@@ -213,6 +217,7 @@ def test_no_private_text_leaves_a_participant(story: Story) -> None:
         texts = read_prompts(story.work / "text" / hospital.name / "private.jsonl")
         wires = [recorder.outbound(hospital.name) for recorder in story.recorders]
         assert all(len(wire) > 1000 for wire in wires)
+        wires.append(_opened(story, hospital.name))
         sent = _words(b"\n".join(wires).decode("utf-8", errors="replace"))
         leaked = [run for run in eight_word_runs(texts) - public if run in sent]
         assert not leaked
@@ -221,11 +226,46 @@ def test_no_private_text_leaves_a_participant(story: Story) -> None:
         assert not [s for s in sentences if s in sent and s not in public_text]
 
 
-def test_the_recorder_would_see_a_leak(story: Story) -> None:
-    """The contribution's file crosses it in the clear, so text would too."""
-    logs = story.work / HOSPITALS[0].name / "data" / "outbox"
-    shipped = next(logs.glob("logits-*.safetensors")).read_bytes()
-    assert shipped in story.recorders[0].outbound(HOSPITALS[0].name)
+def test_the_recorder_would_see_a_leak_and_sees_no_contribution(story: Story) -> None:
+    """What is said in the open of a sealed file crosses it; what is inside is for the worker."""
+    name = HOSPITALS[0].name
+    shipped = next((story.work / name / "data" / "outbox").glob("logits-*.safetensors"))
+    seen = story.recorders[0].outbound(name)
+    assert b'"suite":"MLKEM768_X25519"' in seen
+    assert shipped.read_bytes()[:64] not in seen
+    assert _opened(story, name) == shipped.read_bytes()
+
+
+def test_every_contribution_has_a_receipt_that_the_hub_signed(story: Story) -> None:
+    for hospital in HOSPITALS:
+        home = story.work / hospital.name
+        sent = next(one.sha256 for one in releases(home / "data") if one.what == "logits")
+        raw = (home / "data" / "receipts" / f"{story.logits.round_id}.dsse.json").read_text()
+        receipt = verify(Receipt, raw, load_public(home / SIGNER_FILE))
+        assert (receipt.sha256, receipt.participant) == (sent, hospital.name)
+
+
+def test_the_hub_keeps_nothing_in_the_clear(story: Story) -> None:
+    """Neither the store nor what the opener and the fusion worker opened."""
+    hub = story.work / "coordinator"
+    plain = {_opened(story, hospital.name)[:64] for hospital in HOSPITALS}
+    files = [path for path in hub.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 20
+    assert not [path for path in files if plain & {path.read_bytes()[:64]}]
+
+
+def _opened(story: Story, participant: str) -> bytes:
+    """A contribution to the logits round, as the fusion worker reads it."""
+    released = releases(story.work / participant / "data")
+    sha256 = next(one.sha256 for one in released if one.what == "logits")
+    hub, out = story.work / "coordinator", story.work.parent / "opened"
+    Worker.at(worker_folder(hub / "tls" / "key.pem")).open(
+        Artifacts(hub / "data" / "artifacts").path(sha256),
+        out,
+        round_id=story.logits.round_id,
+        participant=participant,
+    )
+    return out.read_bytes()
 
 
 def test_participants_talk_to_nobody_but_the_recorders(story: Story) -> None:

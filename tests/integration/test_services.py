@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -20,6 +21,7 @@ from fusion.codec import write_logits
 from fusion.extract import extract_logits
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant.client import Client
+from participant.sealer import Sealer
 from protos.chunks import CHUNK_BYTES, put_requests, sha256_of
 from protos.errors import RemoteError, remote_errors
 from protos.public_sets import write_prompts
@@ -29,6 +31,8 @@ from protos.tls import TlsFiles, dial
 from protos.v1 import fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
 from tests.integration.conftest import MakeIdentity
 from trust.ca import create_authority, new_identity, sign_request
+from trust.seal_keys import RECIPIENT_FILE
+from trust.statements import Release
 
 TEXTS = ["Aortic valve stenosis is a narrowing.", "Atrial fibrillation is an arrhythmia."]
 
@@ -260,6 +264,26 @@ def _contribution(tmp_path: Path, model: Any, public: Path, top_k: int = 4) -> P
     return path
 
 
+def _sealed(path: Path, round_id: str, ca: Path, participant: str = "st-mary") -> Path:
+    """What a guard makes of a file."""
+    release = Release(
+        sha256=sha256_of(path),
+        round_id=round_id,
+        participant=participant,
+        kind="logits",
+        size_bytes=path.stat().st_size,
+        submitted_by="grace",
+        model="0" * 64,
+        prompt_set="",
+        positions=0,
+        policy_sha256="",
+        key="0" * 64,
+    )
+    sealer = Sealer.at(participant, ca / RECIPIENT_FILE, ca.parent / f"{participant}-release.pem")
+    sealer.seal(release, path, path.with_suffix(".sealed"))
+    return path.with_suffix(".sealed")
+
+
 def _spoil(path: Path, kind: str) -> None:
     """Damage a good contribution in one way."""
     arrays = {name: values.copy() for name, values in load_file(path).items()}
@@ -298,17 +322,50 @@ def test_a_bad_contribution_is_refused_and_a_good_one_is_still_welcome(
     _collect(operator, round_id, tmp_path)
     path = _contribution(tmp_path, model, public)
     _spoil(path, kind)
+    path = _sealed(path, round_id, tmp_path / "ca")
     participant.put(path, sha256_of(path))
     with pytest.raises(RemoteError, match=says) as caught:
         participant.commit(round_id, sha256_of(path), path.stat().st_size)
     assert caught.value.error_id == "bad_contribution"
     assert "still waits" in str(caught.value)
-    good = _contribution(tmp_path, model, public)
+    good = _sealed(_contribution(tmp_path, model, public), round_id, tmp_path / "ca")
     participant.put(good, sha256_of(good))
     receipt = participant.commit(round_id, sha256_of(good), good.stat().st_size)
     assert receipt.sha256 == sha256_of(good)
     assert participant.commit(round_id, sha256_of(good), good.stat().st_size) == receipt
     assert operator.round(round_id).contributions[0].status == "committed"
+
+
+def test_only_what_this_guard_sealed_for_this_round_counts(
+    operator: Coordinator,
+    participant: Client,
+    round_id: str,
+    tmp_path: Path,
+    model: Any,
+    public: Path,
+) -> None:
+    _collect(operator, round_id, tmp_path)
+    plain, ca = _contribution(tmp_path, model, public), tmp_path / "ca"
+
+    def refused(path: Path, says: str) -> None:
+        participant.put(path, sha256_of(path))
+        with pytest.raises(RemoteError, match=says) as caught:
+            participant.commit(round_id, sha256_of(path), path.stat().st_size)
+        assert caught.value.error_id == "bad_contribution"
+
+    refused(plain, "found no sealed file")
+    refused(_sealed(plain, "rnd-77", ca), "for rnd-77, sent by st-mary for")
+    refused(_sealed(plain, round_id, ca, "bob"), "released by bob")
+    good = _sealed(plain, round_id, ca)
+    participant.put(good, sha256_of(good))
+    assert participant.commit(round_id, sha256_of(good), good.stat().st_size)
+    children = psutil.Process().children()
+    (opener,) = (one for one in children if "coordinator.opener" in one.cmdline())
+    opener.kill()  # another one is started
+    (tmp_path / "st-mary-release.pem").unlink()  # a thief of the TLS key has not this one
+    refused(_sealed(plain, round_id, ca), "the operator removes senders/st-mary")
+    left = [path for path in (tmp_path / "coordinator-coordinator" / "worker").rglob("*")]
+    assert sorted(path.name for path in left) == ["key.pem", "opened", "senders", "st-mary.pem"]
 
 
 def test_a_wrong_k_is_refused(
@@ -321,6 +378,7 @@ def test_a_wrong_k_is_refused(
 ) -> None:
     _collect(operator, round_id, tmp_path)
     path = _contribution(tmp_path, model, public, top_k=5)
+    path = _sealed(path, round_id, tmp_path / "ca")
     participant.put(path, sha256_of(path))
     with pytest.raises(RemoteError, match=r"wrong_k.*asks for 4"):
         participant.commit(round_id, sha256_of(path), path.stat().st_size)

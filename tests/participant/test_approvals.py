@@ -1,5 +1,6 @@
 """A release waits until a person decides about exactly its bytes; silence is a no."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,14 @@ def release(round_id: str = "rnd-1", **change: Any) -> Release:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Approvals:
-    return Approvals(tmp_path / "approvals", Clock())
+    return Approvals(tmp_path / "data" / "approvals", Clock())
 
 
 def test_a_decision_is_found_by_another_process_and_is_about_the_bytes_that_were_shown(
     tmp_path: Path, desk: Approvals
 ) -> None:
     asked = desk.ask(release())
-    other = Approvals(tmp_path / "approvals", Clock())
+    other = Approvals(tmp_path / "data" / "approvals", Clock())
     other.decide(other.find("rnd-1"), approved=True, by="grace")
     found = desk.decision(asked)
     assert found is not None
@@ -87,7 +88,7 @@ def test_a_release_is_decided_about_once_and_not_by_whoever_asked_for_it(desk: A
 def test_a_damaged_decision_is_none(tmp_path: Path, desk: Approvals) -> None:
     asked = desk.ask(release())
     desk.decide(asked, approved=True, by="grace")
-    (path,) = (tmp_path / "approvals").glob("*.decision.json")
+    (path,) = (tmp_path / "data" / "approvals").glob("*.decision.json")
     path.write_text(path.read_text().replace("true", "yes"))
     assert desk.decision(asked) is None
 
@@ -103,4 +104,56 @@ def test_nobody_is_asked_about_a_round_that_is_over_and_what_was_decided_stays(
         desk.close(round_id)
     assert desk.waiting() == [other]
     assert desk.decision(decided) is not None
-    assert len(list((tmp_path / "approvals").glob("rnd-2-*"))) == 2
+    assert len(list((tmp_path / "data" / "approvals").glob("rnd-2-*"))) == 2
+
+
+def _decision_file(tmp_path: Path) -> Path:
+    (path,) = (tmp_path / "data" / "approvals").glob("*.decision.json")
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"signed": ""},
+        {"approved": True},
+        {"by": "somebody else"},
+        {"why": "because"},
+        {"unix_ms": 7},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_decision_that_the_approver_did_not_sign_as_it_stands_is_none(
+    tmp_path: Path, desk: Approvals, change: dict[str, Any]
+) -> None:
+    asked = desk.ask(release())
+    desk.decide(asked, approved=False, by="grace", why="too much")
+    assert desk.decision(asked) is not None
+    path = _decision_file(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert desk.decision(asked) is None
+
+
+def test_a_decision_under_another_key_is_none_and_cannot_be_taken(
+    tmp_path: Path, desk: Approvals
+) -> None:
+    asked = desk.ask(release())
+    thief = Approvals(tmp_path / "elsewhere" / "data" / "approvals", Clock())
+    thief.decide(thief.ask(release()), approved=True, by="grace")
+    desk.decide(asked, approved=False, by="grace")
+    stolen = tmp_path / "elsewhere" / "data" / "approvals" / _decision_file(tmp_path).name
+    _decision_file(tmp_path).write_bytes(stolen.read_bytes())
+    assert desk.decision(asked) is None
+    other = Approvals(
+        tmp_path / "data" / "approvals", Clock(), key=tmp_path / "elsewhere" / "approver.pem"
+    )
+    with pytest.raises(ApprovalError, match="another key than"):
+        other.decide(other.find("rnd-1"), approved=True, by="grace")
+
+
+def test_the_approvers_key_may_lie_where_the_guard_never_looks(tmp_path: Path) -> None:
+    key, folder = tmp_path / "usb" / "approver.pem", tmp_path / "data" / "approvals"
+    asked = Approvals(folder, Clock()).ask(release())
+    Approvals(folder, Clock(), key=key).decide(asked, approved=True, by="grace")
+    assert not (tmp_path / "approver.pem").exists()
+    assert Approvals(folder, Clock()).decision(asked) is not None

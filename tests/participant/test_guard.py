@@ -3,13 +3,16 @@
 import json
 import logging
 import shutil
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from coordinator.sealed import Worker, ensure_worker_key
 from fusion.codec import LogitFile, read_logits, write_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import read_delta, write_delta
@@ -26,6 +29,10 @@ from protos.chunks import sha256_of
 from protos.config import TlsConfig
 from protos.messages import Assignment, FileRef
 from protos.public_sets import read_prompts, write_prompts
+from protos.spec import RoundSpec
+from tests.participant.ordering import authority_at, ordered
+from trust.seal import SealError
+from trust.seal_keys import RECIPIENT_FILE
 
 SECRET = "she told the doctor at night that her left hand had been shaking ever since the fall"
 PUBLIC = ["zebras graze; buzzards gaze. amazed, a wizard razed the plaza.", "by the azure haze"]
@@ -50,7 +57,8 @@ class House:
     """A participant's folder with a finished expert; `now` is its clock."""
 
     home: Path
-    now: int = 1_800_000_000_000
+    now: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    orders: dict[str, str] = field(default_factory=dict)
     made: int = 0
 
     def policy(self, approval: str = "auto", positions: int = 10_000) -> None:
@@ -72,7 +80,7 @@ class House:
             policy=self.home / "policy.toml",
             model=model,
             training=TrainingConfig(steps=1),
-            tls=TlsConfig(ca=Path(), certificate=Path(), key=Path()),
+            tls=TlsConfig(ca=self.home / "ca.pem", certificate=Path(), key=Path()),
         )
         return Guard(config, self.spool, lambda: self.now)
 
@@ -92,6 +100,10 @@ class House:
             **spec,
         }
         size = prompts.stat().st_size
+        text = RoundSpec.model_validate(values).model_dump_json()
+        if text + round_id not in self.orders:
+            nonce = f"{round_id}-{len(self.orders)}"
+            self.orders[text + round_id] = ordered(self.home, text, nonce, self.now)
         return self.spool.accept(
             Assignment.model_validate(
                 {
@@ -102,6 +114,7 @@ class House:
                     "prompts": FileRef(name="prompts.jsonl", sha256=digest, size_bytes=size),
                     "pivot_sha256": sha256_of(weights),
                     "deadline_unix_ms": 0,
+                    "order": self.orders[text + round_id],
                 }
             )
         )
@@ -129,6 +142,15 @@ class House:
             self.home / "model", prompts, entry.assignment, outbox, lambda *_: None
         )
 
+    def inside(self, released: Released) -> Path:
+        """What the fusion worker finds in it."""
+        out = self.home / "inside.safetensors"
+        worker = Worker.at(self.home / "worker")
+        said = worker.open(released.path, out, round_id=released.path.stem, participant="st-mary")
+        assert said.submitted_by == "ada"
+        assert said.policy_sha256 == sha256_of(self.home / "policy.toml")
+        return out
+
     @property
     def sealed(self) -> list[str]:
         return sorted(path.name for path in (self.home / "data" / "sealed").iterdir())
@@ -147,8 +169,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def house(tmp_path: Path, model: Path) -> House:
     shutil.copytree(model, tmp_path / "model")
     (tmp_path / "data").mkdir()
+    authority_at(tmp_path)
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": SECRET}) + "\n")
     write_prompts(tmp_path / "prompts.jsonl", PUBLIC)
+    ensure_worker_key(tmp_path / "worker", tmp_path / RECIPIENT_FILE)
     made = House(tmp_path)
     made.policy()
     return made
@@ -157,12 +181,27 @@ def house(tmp_path: Path, model: Path) -> House:
 def test_what_is_let_out_is_the_draft_s_values_and_is_made_once(house: House) -> None:
     entry = house.entry()
     released = house.release(house.guard(), entry)
-    assert released.path.read_bytes() == house.honest(entry).read_bytes()
+    assert house.inside(released).read_bytes() == house.honest(entry).read_bytes()
     assert released.path.parent.name == "sealed"
     assert (released.approver, released.rule) == ("policy", "allow 1: radiology")
     assert not released.scores  # the rule does not name them
     again = house.release(house.guard(), entry)
     assert (again, house.made) == (released, 1)
+
+
+def test_what_leaves_tells_its_carrier_nothing_and_no_plain_copy_stays(house: House) -> None:
+    entry = house.entry()
+    released = house.release(house.guard(), entry)
+    plain, sealed = house.honest(entry).read_bytes(), released.path.read_bytes()
+    assert not any(plain[at : at + 16] in sealed for at in range(0, len(plain) - 16, 97))
+    assert house.sealed == [released.path.name]
+
+
+def test_without_a_key_to_seal_to_nothing_is_computed(house: House) -> None:
+    (house.home / RECIPIENT_FILE).unlink()
+    with pytest.raises(SealError, match=r"get fusion-worker\.pem from the operator"):
+        house.release(house.guard(), house.entry())
+    assert (house.made, house.guard().ledger.entries()) == (0, [])
 
 
 def test_the_budget_is_taken_on_disk_before_the_work_begins(house: House) -> None:
@@ -176,7 +215,7 @@ def test_the_budget_is_taken_on_disk_before_the_work_begins(house: House) -> Non
         with pytest.raises(InterruptedError):
             house.release(house.guard(), entry, crash)
     released = house.release(house.guard(), entry)
-    header = LogitFile(released.path, PUBLIC).header
+    header = LogitFile(house.inside(released), PUBLIC).header
     assert house.guard().ledger.used() == header.positions
 
 
@@ -300,7 +339,7 @@ def test_nothing_that_a_draft_hides_in_its_layout_leaves(house: House) -> None:
         return path
 
     released = house.release(house.guard(), entry, hiding)
-    assert released.path.read_bytes() == house.honest(entry).read_bytes()
+    assert house.inside(released).read_bytes() == house.honest(entry).read_bytes()
 
 
 def _delta(house: House, **change: Any) -> Any:
@@ -319,7 +358,7 @@ def test_weights_leave_as_the_values_that_were_asked_for(house: House) -> None:
     with pytest.raises(ContributionError, match="steps and tokens"):
         house.release(house.guard(), entry, _delta(house, tokens=0x5EC4E7))
     released = house.release(house.guard(), entry, _delta(house))
-    header, arrays = read_delta(released.path)
+    header, arrays = read_delta(house.inside(released))
     assert (header.steps, header.tokens) == (3, 96)
     assert all((values == 1).all() for values in arrays.values())
 
@@ -346,10 +385,11 @@ def test_other_bytes_than_were_approved_do_not_leave(house: House) -> None:
     with pytest.raises(AwaitingApprovalError) as caught:
         house.release(house.guard(), entry)
     house.guard().approvals.decide(caught.value.release, approved=True, by="grace")
-    sealed = house.home / "data" / "sealed" / "rnd-1.safetensors"
+    sealed = house.home / "data" / "sealed" / "rnd-1.sealed"
     sealed.write_bytes(sealed.read_bytes() + b"stowaway")
-    released = house.release(house.guard(), entry)  # made again, to the bytes that were approved
-    assert sha256_of(released.path) == caught.value.release.sha256
+    with pytest.raises(AwaitingApprovalError) as again:  # made and sealed again: other bytes
+        house.release(house.guard(), entry)
+    assert again.value.release.sha256 != caught.value.release.sha256
     assert house.made == 2
 
 
@@ -380,11 +420,14 @@ def test_a_round_that_is_over_leaves_no_copy_and_asks_nobody(house: House) -> No
 
 def test_a_rule_ends_with_its_last_day(house: House) -> None:
     path = house.home / "policy.toml"
-    path.write_text(path.read_text().replace("[logits]", "not_after = 2027-01-15\n[logits]", 1))
+    today, tomorrow = (
+        datetime.fromtimestamp((house.now + days * DAY_MS) / 1000, UTC).date() for days in (0, 1)
+    )
+    path.write_text(path.read_text().replace("[logits]", f"not_after = {today}\n[logits]", 1))
     entry = house.entry()
-    house.release(house.guard(), entry)  # 2027-01-15, UTC
+    house.release(house.guard(), entry)
     house.now += DAY_MS
-    with pytest.raises(PolicyRefusalError, match="after 2027-01-16"):
+    with pytest.raises(PolicyRefusalError, match=f"after {tomorrow}"):
         house.release(house.guard(), entry)
 
 

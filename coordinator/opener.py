@@ -1,0 +1,95 @@
+"""Holds the fusion worker's key: `python -m coordinator.opener FOLDER PUBLIC`, the server's child.
+
+A line of JSON asks, a line answers, in any order: {"id": 1, "path": ...} -> {"id": 1} for a
+contribution that counts, {"id": 1, "refused": words}, or {"id": 1, "fault": words, "error_id": ...}
+when this machine failed. What is opened here is removed before the answer; the server never has it.
+"""
+
+import json
+import os
+import shutil
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.contribution_check import Wanted, check
+from coordinator.sealed import Worker, ensure_worker_key
+from fusion.contribution import ContributionError
+from protos import logs
+from protos.files import NO_ROOM
+from protos.process import die_with_parent
+from protos.spec import RoundSpec
+from trust.keys import KeyFileError
+from trust.safetensors_header import HeaderError
+from trust.seal import SealError
+
+SCRATCH: Final = "opened"
+_THREADS: Final = 4
+"""Contributions that are looked at side by side; each takes the room of its plain text on disk."""
+
+
+def answer(worker: Worker, asked: dict[str, Any]) -> dict[str, Any]:
+    """Open a contribution, read it whole, remove it; say whether it counts."""
+    plain = worker.folder / SCRATCH / str(int(asked["id"]))
+    try:
+        wanted = Wanted(
+            spec=RoundSpec.model_validate_json(asked["spec"]),
+            pivot_sha256=asked["pivot_sha256"],
+            weights=Path(asked["weights"]),
+            prompts=Path(asked["prompts"]) if asked["prompts"] else None,
+        )
+        worker.open(
+            Path(asked["path"]), plain, round_id=asked["round_id"], participant=asked["participant"]
+        )
+        check(plain, wanted)
+    except SealError as error:
+        return {"refused": f"sealed: {error}"}
+    except ContributionError as error:
+        return {"refused": f"{error.code}: {error}"}
+    except (OSError, HeaderError, MemoryError) as error:
+        full = isinstance(error, OSError) and error.errno in NO_ROOM
+        words = f"{type(error).__name__}: {error}"
+        return {"fault": words, "error_id": "storage_full" if full else "store_unavailable"}
+    finally:
+        plain.unlink(missing_ok=True)
+    return {}
+
+
+def main(argv: list[str]) -> int:
+    """Answer until the server closes the pipe."""
+    die_with_parent()
+    logs.configure("opener")
+    folder, public = Path(argv[0]), Path(argv[1])
+    lock = threading.Lock()
+
+    def say(words: dict[str, Any]) -> None:
+        with lock:
+            os.write(1, (json.dumps(words) + "\n").encode())
+
+    try:
+        kid = ensure_worker_key(folder, public)
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+        (folder / SCRATCH).mkdir(mode=0o700)
+        worker = Worker.at(folder)
+    except (KeyFileError, OSError) as error:
+        say({"failed": str(error)})
+        return 1
+    say({"ready": kid})
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for line in sys.stdin:
+            pool.submit(_take, worker, json.loads(line), say)
+    return 0
+
+
+def _take(worker: Worker, asked: dict[str, Any], say: Any) -> None:
+    try:
+        found = answer(worker, asked)
+    except Exception as error:  # noqa: BLE001 - one contribution must not silence all others
+        found = {"fault": f"{type(error).__name__}: {error}", "error_id": "store_unavailable"}
+    say({"id": asked["id"], **found})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""The fusion worker's side of what participants seal: its folder, its key, and how files open.
+
+The folder holds the private key, and the public key of each participant's guard as it was first
+seen: a thief of a participant's TLS key cannot sign in the guard's name. The server's process reads
+nothing of it; the opener and the fusion worker do.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from trust.keys import KeyFileError, load_public, save_public
+from trust.seal import MAGIC, SealError, open_file, read_header
+from trust.seal_keys import PRIVATE_FILE, Opener, load_opener, new_pair, save_recipient
+from trust.statements import Release, StatementError, verify_release
+
+SENDERS: Final = "senders"
+FOLDER: Final = "worker"
+
+
+def worker_folder(tls_key: Path) -> Path:
+    """Where the fusion worker's key lies: beside the TLS key, in a folder of its own."""
+    return tls_key.with_name(FOLDER)
+
+
+def ensure_worker_key(folder: Path, public: Path) -> str:
+    """Make the fusion worker's pair unless it is there, its public half at `public`.
+
+    Returns: its kid. Raises: KeyFileError, OSError.
+    """
+    private = folder / PRIVATE_FILE
+    (folder / SENDERS).mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    if not private.exists():
+        if public.exists():
+            raise KeyFileError(
+                f"{private} is gone, and participants seal to {public.name}: put it back from "
+                f"where you keep the hub's keys; or remove {public} for a new pair, which every "
+                "participant then needs"
+            )
+        new_pair(private)
+    save_recipient(private, public)
+    return load_opener(private).recipient.kid
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Who opens: the private key, and the guards whose signatures count."""
+
+    folder: Path
+    opener: Opener
+
+    @classmethod
+    def at(cls, folder: Path) -> "Worker":
+        """Read the key. Raises: KeyFileError, OSError."""
+        return cls(folder, load_opener(folder / PRIVATE_FILE))
+
+    def open(self, path: Path, out: Path, *, round_id: str, participant: str) -> Release:
+        """Open a contribution, if it is what this participant's guard let out for this round.
+
+        Returns: what the guard signed. Raises: SealError (nothing is left at `out`), OSError.
+        """
+        known = self._known(participant)
+        try:
+            release, key = verify_release(read_header(path).statement, known)
+            if (release.round_id, release.participant) != (round_id, participant):
+                raise StatementError(
+                    f"released by {release.participant} for {release.round_id}, sent by "
+                    f"{participant} for {round_id}"
+                )
+        except StatementError as error:
+            raise SealError(
+                f"its release is not to be believed: {error}; if the participant has a new "
+                f"release-key.pem, the operator removes {SENDERS}/{participant}.pem"
+            ) from error
+        opened = open_file(path, out, self.opener)
+        if (opened.sha256, opened.header.size_bytes) != (release.sha256, release.size_bytes):
+            out.unlink()
+            raise SealError("the file inside is not the one that was released: send it again")
+        if known is None:
+            save_public(key, self._sender(participant))
+        return release
+
+    def _known(self, participant: str) -> Ed25519PublicKey | None:
+        path = self._sender(participant)
+        try:
+            return load_public(path) if path.exists() else None
+        except KeyFileError as error:
+            raise SealError(str(error)) from error
+
+    def _sender(self, participant: str) -> Path:
+        return self.folder / SENDERS / f"{participant}.pem"
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether it begins as sealed files do; contributions of older releases do not."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
