@@ -11,6 +11,7 @@ from cofuse.commands import (
     approvals,
     audit,
     coordinators,
+    doctor,
     fp8,
     fuse,
     members,
@@ -44,6 +45,7 @@ app.command()(members.renew)
 app.command()(rounds.why)
 app.command()(audit.egress)
 app.command()(approvals.approve)
+app.command()(doctor.doctor)
 
 
 @app.command()
