@@ -11,6 +11,7 @@ No privilege is needed; a kernel or a container may still refuse, and then enter
 import ctypes
 import logging
 import os
+import shutil
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -32,6 +33,10 @@ OWN: Final[Mapping[Role, tuple[str, ...]]] = {
     "courier": ("inbox", "engine", "courier"),
 }
 """Folders of the data folder in which a role makes files; the last is for whatever is passing."""
+
+COURIER_CERTIFICATE: Final = "courier/certificate.pem"
+"""Of the data folder: the certificate's copy that the courier reads. It renews it here: Landlock
+would not let it open the file that takes the place of the one in the participant's folder."""
 
 _LOG = logging.getLogger(__name__)
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
@@ -109,6 +114,11 @@ def make_folders(config: ParticipantConfig) -> None:
     for role in ROLES:
         for name in OWN[role]:
             (config.data_dir / name).mkdir(parents=True, exist_ok=True)
+
+
+def courier_certificate(config: ParticipantConfig) -> None:
+    """Give the courier the certificate as it is now. Raises: OSError."""
+    shutil.copyfile(config.tls.certificate, config.data_dir / COURIER_CERTIFICATE)
 
 
 def scratch(role: Role, config: ParticipantConfig) -> dict[str, str]:

@@ -21,16 +21,15 @@ from cofuse.sdk import Coordinator
 from coordinator.config import CoordinatorConfig
 from coordinator.main import serving
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
-from participant import daemon
+from participant import loop
 from participant.approvals import Approvals
-from participant.config import load_config
-from participant.daemon import Participant
 from participant.egress import releases
 from participant.status import PAUSED, read_status
 from protos.config import TlsConfig, toml_text
 from protos.process import end, spawn
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec
+from tests.integration.household import Household
 from tests.integration.recorder import Recorder
 from trust import audit
 from trust.ca import create_authority, new_identity, sign_request
@@ -50,39 +49,39 @@ def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
 
 @dataclass
 class Site:
-    """One participant's folder, and its daemon in a thread."""
+    """One participant's folder, and its programs in threads."""
 
     home: Path
-    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    participant: Participant | None = None
-    thread: threading.Thread | None = None
+    household: Household | None = None
 
     @property
     def data(self) -> Path:
         return self.home / "data"
 
     def start(self) -> None:
-        config = load_config(self.home / "participant.toml")
-        self.participant = Participant(config, lambda kind, body: self.told.append((kind, body)))
-        self.thread = threading.Thread(target=self.participant.run, daemon=True)
-        self.thread.start()
+        self.household = Household(self.home)
+        self.household.start()
 
     def stop(self) -> None:
-        if self.participant is not None and self.thread is not None:
-            self.participant.stop()
-            self.thread.join(20)
-            assert not self.thread.is_alive()
+        if self.household is not None:
+            self.household.stop()
+            self.household = None
+
+    @property
+    def told(self) -> list[tuple[str, dict[str, Any]]]:
+        assert self.household is not None
+        return self.household.told
 
     def heard(self, kind: str, **body: Any) -> bool:
         return any(k == kind and body.items() <= b.items() for k, b in list(self.told))
 
     def attends(self) -> bool:
-        assert self.participant is not None
-        return bool(self.participant.status()["attending"])
+        assert self.household is not None
+        return bool(self.household.guard.status()["attending"])
 
     def supernode(self) -> Any:
-        assert self.participant is not None
-        return self.participant._engine._child
+        assert self.household is not None
+        return self.household.courier.engine._child
 
 
 @dataclass
@@ -258,7 +257,7 @@ def test_a_paused_participant_is_asked_once_it_resumes(hub: Hub) -> None:
 def test_a_full_disk_is_said_and_waited_for_and_nothing_leaves_unrecorded(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "RETRY_S", 0.3)
+    monkeypatch.setattr(loop, "RETRY_S", 0.3)
     site = hub.sites["e"]
     append, full = audit.append, threading.Event()
 
