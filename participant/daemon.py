@@ -20,6 +20,7 @@ from typing import Final
 
 from participant.durable import only_one
 from participant.switchboard import Switchboard
+from protos import logs
 from protos.process import PARENT_VARIABLE, die_with_parent
 
 FIRST_PAUSE_S: Final = 0.5
@@ -143,7 +144,7 @@ class Supervisor:
 def main(argv: list[str]) -> int:
     """Run the participant of one participant.toml."""
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s participant: %(message)s")
+    logs.configure("participant")
     if len(argv) != 1:
         sys.stderr.write("usage: python -m participant.daemon participant.toml\n")
         return 2

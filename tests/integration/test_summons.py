@@ -331,3 +331,60 @@ def test_a_daemon_killed_at_its_work_goes_on_with_it_and_commits_once(
     lines = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
     assert not [line for line in lines if "participant" in line]
     hub.cancel(round_id)
+
+
+@pytest.mark.slow
+def test_each_of_the_three_processes_may_be_killed_at_its_work(hub: Hub) -> None:
+    """The one that dies is started again, the round is committed, and the budget counts it once."""
+    site = hub.sites["b"]
+    site.stop()
+    program = spawn("participant.daemon", [str(site.home / "participant.toml")])
+    assert program.stdout is not None
+    events = program.stdout
+    try:
+        for number, (role, moment) in enumerate(KILLS):
+            until(lambda: set(processes(program.pid)) == {"guard", "trainer", "courier"})
+            before = processes(program.pid)
+            name = f"kill-{number}.jsonl"
+            write_prompts(hub.root / "public" / name, [*TEXTS, f"Kill {number} of {role}."])
+            round_id = hub.submit("b", prompts=name)
+            for line in events:
+                message = json.loads(line)
+                if moment in (message["kind"], message.get("status")):
+                    break
+            before[role].kill()
+            until(lambda: hub.status(round_id) == {"b": "committed"})
+            until(lambda: set(processes(program.pid)) == {"guard", "trainer", "courier"})
+            after = processes(program.pid)
+            assert {one for one in after if after[one].pid != before[one].pid} == {role}
+            assert read_budget(site, round_id) == 1
+            shipped = [one for one in releases(site.data) if one.round == round_id]
+            assert "logits" in [one.what for one in shipped]
+            hub.cancel(round_id)
+        children = list(processes(program.pid).values())
+        program.kill()
+        program.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive  # nobody outlives the supervisor
+    finally:
+        end(program)
+
+
+KILLS = tuple((role, at) for role in ("trainer", "guard", "courier") for at in ("working", "ship"))
+
+
+def processes(supervisor: int) -> dict[str, psutil.Process]:
+    """The processes of a participant, by role."""
+    found = {}
+    for child in psutil.Process(supervisor).children():
+        words = child.cmdline()
+        if "participant.child" in words:
+            found[words[words.index("participant.child") + 1]] = child
+    return found
+
+
+def read_budget(site: Site, round_id: str) -> int:
+    """How often a round is reserved in the ledger."""
+    lines = (site.data / "budget.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    return sum(e["act"] == "reserve" and e["question"]["round_id"] == round_id for e in entries)
