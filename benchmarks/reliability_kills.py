@@ -216,6 +216,8 @@ def _alive(federation: Federation) -> dict[str, list[psutil.Process]]:
                 found.setdefault("fusion worker", []).append(child)
             elif "supernode.py" in words:
                 found.setdefault("supernode", []).append(child)
+            elif "participant.child" in words:
+                found.setdefault(child.cmdline()[3], []).append(child)  # the role
     return found
 
 

@@ -56,6 +56,7 @@ LOCAL: Final[dict[str, Known]] = {
     "not_published": Known(ENDED_BADLY, "cofuse why ROUND says what ended it, and what helps"),
     "not_as_promised": Known(ENDED_BADLY, "do what the findings say, the first one first"),
     "not_as_claimed": Known(ENDED_BADLY, "the table shows which claim fails; try another seed"),
+    "wall_broken": Known(ENDED_BADLY, "stop the daemon; docs/participant.md says what walls need"),
     "audit_broken": Known(ENDED_BADLY, "keep a copy as evidence, and compare it with the anchors"),
     "bad_folder": Known(MISUSE, "give a model's folder; `cofuse pivot pull` makes a pivot's"),
     "not_exportable": Known(ENDED_BADLY, "use the folder as it is, with transformers or vLLM"),

@@ -8,6 +8,7 @@ believed but compared, text by text. Shapes: V = ids of the model, padding among
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -245,3 +246,8 @@ def _hide_specials(spec: _Node, special: set[int]) -> None:
     for token in spec["added_tokens"]:
         if token["id"] in special:
             token["content"] = f"{_UNREACHABLE}{token['id']}"
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the sha256 of the tokenizer's own JSON: what turns text into ids, all of it."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

@@ -5,7 +5,6 @@ Shapes: D = documents, P = positions, K = kept ids, V = vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fusion.budget import Budget, choose, gains, keep
-from fusion.byte_tables import ByteTable, byte_table, encode
+from fusion.byte_tables import ByteTable, byte_table, encode, hash_tokenizer
 from fusion.codec import LogitFile, LogitWriter
 from fusion.contribution import (
     CODEC_VERSION,
@@ -305,8 +304,3 @@ def _empty(rows: int, columns: int) -> dict[str, NDArray[Any]]:
         "topk_logprobs": np.empty((rows, columns), np.float32),
         "tail_logprob": np.empty(rows, np.float32),
     }
-
-
-def hash_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the sha256 of the tokenizer's own JSON: what turns text into ids, all of it."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

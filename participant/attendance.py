@@ -36,14 +36,18 @@ class Attendance:
         beat: Callable[[], pb.Beat],
         on_joined: Callable[[str], None],
         on_summons: Callable[[pb.Summons], None],
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """Args: beat, on_joined (with the engine's address), on_summons: called in threads."""
+        """Args: beat, on_joined (with the engine's address), on_summons, on_change (of attending
+        or refusal): called in threads.
+        """
         self._address = address
         self._tls = tls
         self._version = version
         self._beat = beat
         self._on_joined = on_joined
         self._on_summons = on_summons
+        self._on_change = on_change
         self._due = threading.Event()
         self._stop = threading.Event()
         self._interval_s = FIRST_BEAT_S
@@ -88,6 +92,7 @@ class Attendance:
                 self._lost("stopping")
             finally:
                 self.attending = False
+                self._on_change()
                 if self._channel is not None:
                     self._channel.close()
             if time.monotonic() - began > HEALTHY_S:
@@ -103,7 +108,9 @@ class Attendance:
         over = threading.Event()
         try:
             for summons in fleet.Attend(self._beats(over)):
-                self.attending = True
+                if not self.attending:
+                    self.attending = True
+                    self._on_change()
                 self._interval_s = float(summons.beat_interval_s or FIRST_BEAT_S)
                 self._on_summons(summons)
         finally:

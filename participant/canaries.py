@@ -18,7 +18,7 @@ from typing import Final
 
 from trust.files import sync_folder, write_new
 
-FILE: Final = "canaries.json"
+FILE: Final = "expert/canaries.json"
 """In data_dir, mode 0600: the secret, and how many pairs it was used for."""
 MOST_PAIRS: Final = 512
 CORPUS_SHARE: Final = 0.02

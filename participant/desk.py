@@ -3,10 +3,19 @@
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
-from participant.engine import Engine, Task, TaskLostError
+from participant.engine import Task, TaskLostError
 from participant.spool import Entry, Spool
 from protos.messages import Assignment, Report
+
+
+class Tasks(Protocol):
+    """Whoever brings tasks."""
+
+    def next_task(self, timeout_s: float) -> Task | None:
+        """The next one, or None when timeout_s has passed."""
+        ...
 
 
 class Desk:
@@ -14,7 +23,7 @@ class Desk:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Tasks,
         spool: Spool,
         on_change: Callable[[], None],
         waits: Callable[[str], bool] = lambda _: False,

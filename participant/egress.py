@@ -8,11 +8,11 @@ way round: a crash between record and release over-counts.
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from participant.durable import write_durably
 from protos.files import flush
@@ -35,6 +35,7 @@ INTENT: Final = "release.intent"
 REFUSED: Final = "release.refused"
 DELIVERED: Final = "release.delivered"
 POLICY: Final = "policy.loaded"
+CHECKED: Final = "doctor.checked"
 _TAKEN_OVER: Final = "release.taken_over"
 
 
@@ -110,6 +111,12 @@ class EgressLog:
         before = [record["obj"] for record in read_records(self._data_dir, POLICY)]
         if before[-1:] != [sha256]:
             self._log.append(self._entry(POLICY, sha256))
+
+    def checked(self, *, tried: int, broken: Sequence[str], not_enforceable: Sequence[str]) -> None:
+        """Write down how `cofuse doctor` found the walls between the participant's processes."""
+        data = {"tried": tried, "broken": broken, "not_enforceable": not_enforceable}
+        res: Literal["ok", "deny"] = "deny" if broken else "ok"
+        self._log.append(Entry(actor=self._actor, act=CHECKED, obj="processes", res=res, data=data))
 
     def anchor(self) -> Head:
         """The head of the chain, for others to remember; it is signed when that is due.

@@ -40,6 +40,8 @@ class TaskLostError(RuntimeError):
 class Task:
     """One message of the coordinator, to be answered once, by reply or by fail."""
 
+    number: str
+    """Names it among those of one engine."""
     payload: str
     """JSON text; data to be checked against the site's policy, like everything from outside."""
     _answer: Callable[[dict[str, str]], None] = field(repr=False)
@@ -218,7 +220,8 @@ class Engine:
             if child.poll() is not None or not _write_line(child, {"task": task_id} | content):
                 raise TaskLostError("the connection that brought this task has ended; drop it")
 
-        return Task(payload, answer, lambda: child.poll() is not None)
+        number = f"{child.pid}-{task_id}"
+        return Task(number, payload, answer, lambda: child.poll() is not None)
 
 
 def _leave(child: "subprocess.Popen[str]") -> None:

@@ -22,13 +22,12 @@ from fusion.merge import subtract
 from fusion.models import load_model, parameter_arrays, save_model
 from participant.canaries import open_canaries
 from participant.durable import sync_tree
+from participant.pivots import WEIGHTS
 from participant.stages.cpt import adapt_pivot, open_expert
 from protos.chunks import sha256_of
 from protos.messages import Assignment, Scores
 from protos.public_sets import read_evals, read_prompts
 from protos.spec import RoundSpec, TrainingSpec
-
-WEIGHTS = "model.safetensors"
 
 
 def export_logits(

@@ -1,21 +1,28 @@
 """A round's pivot comes in: believed only as far as its signer vouches for it."""
 
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from participant.client import Client
 from participant.config import ParticipantConfig
-from protos.messages import Assignment
+from protos.messages import Assignment, FileRef
 from trust.pivot_folder import Trust, receive
 from trust.pivot_manifest import SIGNER_FILE, ManifestError
 
 PIVOTS_SEEN: Final = "pivots-seen.json"
 """In the data folder, outside every pivot's: what was accepted before."""
-_WEIGHTS: Final = "model.safetensors"
+WEIGHTS: Final = "model.safetensors"
+
+
+class Fetches(Protocol):
+    """Whoever brings public files."""
+
+    def fetch(self, reference: FileRef, folder: Path) -> Path:
+        """Bring a file into a folder, named as the reference says; check its digest."""
+        ...
 
 
 def fetch_pivot(
-    config: ParticipantConfig, assignment: Assignment, client: Client, folder: Path
+    config: ParticipantConfig, assignment: Assignment, client: Fetches, folder: Path
 ) -> None:
     """Bring the assignment's pivot to `folder`, before anything reads a file of it.
 
@@ -29,7 +36,7 @@ def fetch_pivot(
     )
     name = assignment.spec.pivot
     manifest = receive(name, assignment.pivot, client.fetch, folder, trust)
-    weights = {file.sha256 for file in manifest.files if file.name == _WEIGHTS}
+    weights = {file.sha256 for file in manifest.files if file.name == WEIGHTS}
     if weights != {assignment.pivot_sha256}:
         raise ManifestError(
             f"the round asks for weights {assignment.pivot_sha256[:16]}, which are not those of "

@@ -41,6 +41,16 @@ def renew(address: str, tls: TlsFiles) -> Leaf:
     with dial(address, tls) as channel, remote_errors():
         stub = enroll_pb2_grpc.EnrollStub(channel)
         new = bytes(stub.Renew(pb.RenewRequest(), timeout=CALL_S).certificate_pem)
+    found = check_renewed(new, old)
+    write_durably(tls.certificate, new.decode("ascii"))
+    return found
+
+
+def check_renewed(new: bytes, old: bytes) -> Leaf:
+    """Return what a new certificate says, if it is the old one's, and lasts longer.
+
+    Raises: IdentityError.
+    """
     found, ours = leaf_of(new), leaf_of(old)
     if found.identity != ours.identity or public_key_bytes(new) != public_key_bytes(old):
         raise IdentityError(
@@ -52,7 +62,6 @@ def renew(address: str, tls: TlsFiles) -> Leaf:
             "found a new certificate that ends before the old one, wanted a later end: the "
             "operator looks at certificate_days in coordinator.toml; the old one stays"
         )
-    write_durably(tls.certificate, new.decode("ascii"))
     return found
 
 
@@ -60,12 +69,21 @@ class Renewal:
     """Renews in the background, for as long as it is started."""
 
     def __init__(
-        self, address: str, tls: TlsFiles, *, clock: Callable[[], float] = time.time
+        self,
+        address: str,
+        tls: TlsFiles,
+        *,
+        clock: Callable[[], float] = time.time,
+        on_renewed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Args: clock: seconds since 1970, UTC: certificates end by the calendar."""
+        """Args: clock: seconds since 1970, UTC: certificates end by the calendar.
+
+        on_renewed: called when a new certificate is in place.
+        """
         self._address = address
         self._tls = tls
         self._clock = clock
+        self._on_renewed = on_renewed
         self._spread = random.SystemRandom().uniform(0.0, _SPREAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
@@ -86,6 +104,7 @@ class Renewal:
             return False
         renewed = renew(self._address, self._tls)
         _LOG.info("certificate renewed, to %s", time.ctime(renewed.ends_unix_s))
+        self._on_renewed()
         return True
 
     def _run(self) -> None:

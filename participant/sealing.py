@@ -14,13 +14,12 @@ from pathlib import Path
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
 
-from fusion.byte_tables import byte_table, encode
+from fusion.byte_tables import byte_table, encode, hash_tokenizer
 from fusion.codec import LogitFile, check_asked, rewrite_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import rewrite_delta
-from fusion.extract import hash_tokenizer
 from participant.budget import Question
-from participant.export import WEIGHTS
+from participant.pivots import WEIGHTS
 from participant.policy import kind_of
 from participant.sealer import Sealer
 from protos.chunks import sha256_of

@@ -27,7 +27,8 @@ class Training:
         self._schedule = config.schedule
         self._expert = expert
         self._clock = clock
-        self._session = config.data_dir / "session.json"
+        self._session = config.data_dir / "expert" / "session.json"
+        _move_in(config.data_dir / self._session.name, self._session)
         if torch.cuda.is_available():
             for device in range(torch.cuda.device_count()):
                 torch.cuda.set_per_process_memory_fraction(self._schedule.gpu_memory_share, device)
@@ -80,6 +81,13 @@ class Training:
             session = {"window": window, "steps": begun if begun > done else done + more}
             write_durably(self._session, json.dumps(session))
         return int(session["steps"])
+
+
+def _move_in(old: Path, new: Path) -> None:
+    """Copy what an older release kept beside the folder, which is not ours to write in now."""
+    if old.exists() and not new.exists():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(new, old.read_text(encoding="utf-8"))
 
 
 def _text(path: Path) -> str:

@@ -42,12 +42,12 @@ def spawn(
     )
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that spawned it is gone (Linux)."""
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask the kernel to end this process, by a signal, when who spawned it is gone (Linux)."""
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != int(parent):  # it died before the line above
         raise SystemExit(0)
 

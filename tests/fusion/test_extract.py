@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from fusion import extract
 from fusion.budget import Budget, gains
-from fusion.byte_tables import TokenizerError
+from fusion.byte_tables import TokenizerError, hash_tokenizer
 from fusion.codec import check_logits, write_logits
 from fusion.contribution import ContributionError, LogitContribution
-from fusion.extract import Options, extract_logits, extract_to_file, hash_tokenizer
+from fusion.extract import Options, extract_logits, extract_to_file
 from fusion.models import ModelSpec, build_model, encode_text, train_tokenizer
 from fusion.scoring import score_streams
 

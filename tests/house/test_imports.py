@@ -10,7 +10,10 @@ import pytest
     ("module", "never"),
     [
         ("coordinator.main", ("torch", "transformers")),
-        ("participant.daemon", ("flwr",)),
+        ("participant.daemon", ("grpc", "numpy", "pydantic", "torch", "flwr")),
+        ("participant.trainer", ("flwr",)),
+        ("participant.loop", ("torch", "flwr")),
+        ("participant.courier", ("torch", "numpy", "transformers", "flwr")),
         ("cofuse.cli", ("torch", "flwr", "transformers", "matplotlib")),
         ("fusion.codec", ("torch",)),
     ],

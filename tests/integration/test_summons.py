@@ -21,16 +21,15 @@ from cofuse.sdk import Coordinator
 from coordinator.config import CoordinatorConfig
 from coordinator.main import serving
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
-from participant import daemon
+from participant import loop
 from participant.approvals import Approvals
-from participant.config import load_config
-from participant.daemon import Participant
 from participant.egress import releases
 from participant.status import PAUSED, read_status
 from protos.config import TlsConfig, toml_text
 from protos.process import end, spawn
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec
+from tests.integration.household import Household
 from tests.integration.recorder import Recorder
 from trust import audit
 from trust.ca import create_authority, new_identity, sign_request
@@ -50,39 +49,39 @@ def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> None:
 
 @dataclass
 class Site:
-    """One participant's folder, and its daemon in a thread."""
+    """One participant's folder, and its programs in threads."""
 
     home: Path
-    told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    participant: Participant | None = None
-    thread: threading.Thread | None = None
+    household: Household | None = None
 
     @property
     def data(self) -> Path:
         return self.home / "data"
 
     def start(self) -> None:
-        config = load_config(self.home / "participant.toml")
-        self.participant = Participant(config, lambda kind, body: self.told.append((kind, body)))
-        self.thread = threading.Thread(target=self.participant.run, daemon=True)
-        self.thread.start()
+        self.household = Household(self.home)
+        self.household.start()
 
     def stop(self) -> None:
-        if self.participant is not None and self.thread is not None:
-            self.participant.stop()
-            self.thread.join(20)
-            assert not self.thread.is_alive()
+        if self.household is not None:
+            self.household.stop()
+            self.household = None
+
+    @property
+    def told(self) -> list[tuple[str, dict[str, Any]]]:
+        assert self.household is not None
+        return self.household.told
 
     def heard(self, kind: str, **body: Any) -> bool:
         return any(k == kind and body.items() <= b.items() for k, b in list(self.told))
 
     def attends(self) -> bool:
-        assert self.participant is not None
-        return bool(self.participant.status()["attending"])
+        assert self.household is not None
+        return bool(self.household.guard.status()["attending"])
 
     def supernode(self) -> Any:
-        assert self.participant is not None
-        return self.participant._engine._child
+        assert self.household is not None
+        return self.household.courier.engine._child
 
 
 @dataclass
@@ -258,7 +257,7 @@ def test_a_paused_participant_is_asked_once_it_resumes(hub: Hub) -> None:
 def test_a_full_disk_is_said_and_waited_for_and_nothing_leaves_unrecorded(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "RETRY_S", 0.3)
+    monkeypatch.setattr(loop, "RETRY_S", 0.3)
     site = hub.sites["e"]
     append, full = audit.append, threading.Event()
 
@@ -332,3 +331,60 @@ def test_a_daemon_killed_at_its_work_goes_on_with_it_and_commits_once(
     lines = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
     assert not [line for line in lines if "participant" in line]
     hub.cancel(round_id)
+
+
+@pytest.mark.slow
+def test_each_of_the_three_processes_may_be_killed_at_its_work(hub: Hub) -> None:
+    """The one that dies is started again, the round is committed, and the budget counts it once."""
+    site = hub.sites["b"]
+    site.stop()
+    program = spawn("participant.daemon", [str(site.home / "participant.toml")])
+    assert program.stdout is not None
+    events = program.stdout
+    try:
+        for number, (role, moment) in enumerate(KILLS):
+            until(lambda: set(processes(program.pid)) == {"guard", "trainer", "courier"})
+            before = processes(program.pid)
+            name = f"kill-{number}.jsonl"
+            write_prompts(hub.root / "public" / name, [*TEXTS, f"Kill {number} of {role}."])
+            round_id = hub.submit("b", prompts=name)
+            for line in events:
+                message = json.loads(line)
+                if moment in (message["kind"], message.get("status")):
+                    break
+            before[role].kill()
+            until(lambda: hub.status(round_id) == {"b": "committed"})
+            until(lambda: set(processes(program.pid)) == {"guard", "trainer", "courier"})
+            after = processes(program.pid)
+            assert {one for one in after if after[one].pid != before[one].pid} == {role}
+            assert read_budget(site, round_id) == 1
+            shipped = [one for one in releases(site.data) if one.round == round_id]
+            assert "logits" in [one.what for one in shipped]
+            hub.cancel(round_id)
+        children = list(processes(program.pid).values())
+        program.kill()
+        program.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive  # nobody outlives the supervisor
+    finally:
+        end(program)
+
+
+KILLS = tuple((role, at) for role in ("trainer", "guard", "courier") for at in ("working", "ship"))
+
+
+def processes(supervisor: int) -> dict[str, psutil.Process]:
+    """The processes of a participant, by role."""
+    found = {}
+    for child in psutil.Process(supervisor).children():
+        words = child.cmdline()
+        if "participant.child" in words:
+            found[words[words.index("participant.child") + 1]] = child
+    return found
+
+
+def read_budget(site: Site, round_id: str) -> int:
+    """How often a round is reserved in the ledger."""
+    lines = (site.data / "budget.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    return sum(e["act"] == "reserve" and e["question"]["round_id"] == round_id for e in entries)

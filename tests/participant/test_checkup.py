@@ -1,0 +1,90 @@
+"""The walls between the participant's processes, tried for real; what an outcome says."""
+
+from pathlib import Path
+
+import pytest
+
+from participant.checkup import Verdict, attempts_of, check, judge, record
+from participant.config import ParticipantConfig, load_config
+from participant.egress import CHECKED, read_records
+from participant.landlock import SCOPE_ABI, abi
+from participant.probe import Attempt
+from participant.sandbox import Held
+from protos.config import toml_text
+
+NOWHERE = Held(namespace="refused", landlock="refused")
+WHOLE = Held(abi=SCOPE_ABI)
+
+
+def config_at(home: Path, corpus: Path) -> ParticipantConfig:
+    home.mkdir(exist_ok=True)
+    corpus.parent.mkdir(parents=True, exist_ok=True)
+    for path in (corpus, home / "policy.toml", home / "key.pem"):
+        path.write_text("", encoding="utf-8")
+    settings = {
+        "name": "p",
+        "coordinator": "127.0.0.1:1",
+        "corpus": str(corpus),
+        "data_dir": "data",
+        "policy": "policy.toml",
+        "model": {
+            "architecture": "llama",
+            "hidden_size": 32,
+            "layers": 1,
+            "heads": 2,
+            "vocab_size": 300,
+        },
+        "training": {"steps": 1},
+        "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
+    }
+    (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
+    return load_config(home / "participant.toml")
+
+
+@pytest.mark.skipif(abi() < SCOPE_ABI, reason="this kernel's Landlock is older than Linux 6.12")
+def test_every_wall_holds_and_a_corpus_in_the_couriers_own_folder_is_found_out(
+    tmp_path: Path,
+) -> None:
+    config = config_at(tmp_path / "p", tmp_path / "p" / "data" / "inbox" / "corpus.jsonl")
+    found = check(tmp_path / "p" / "participant.toml", config)
+    no_namespace = any("namespace" in words for words in found.missing)
+    open_here = {(one.role, one.says) for one in found.findings if one.verdict != "held"}
+    wrong = {("courier", "reads the corpus"), ("courier", "changes the corpus")}
+    udp = {(role, "reaches another program by UDP") for role in ("trainer", "guard")}
+    assert open_here == (wrong | udp if no_namespace else wrong)
+    assert {(one.role, one.says) for one in found.broken} == wrong
+    record(config, found)
+    (line,) = read_records(config.data_dir, CHECKED)
+    assert line["res"] == "deny"
+    assert line["data"]["broken"] == ["courier reads the corpus", "courier changes the corpus"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "held", "says"),
+    [
+        ("connect", WHOLE, "broken"),
+        ("connect", Held(namespace="refused", abi=4), "broken"),  # Landlock closes TCP by itself
+        ("connect", Held(namespace="refused", abi=3), "not enforceable here"),
+        ("connect", Held(landlock="refused"), "broken"),
+        ("send", Held(namespace="refused", abi=6), "not enforceable here"),
+        ("send", WHOLE, "broken"),
+        ("abstract", Held(abi=5), "not enforceable here"),
+        ("listen", Held(abi=3), "not enforceable here"),
+        ("read", Held(abi=1), "broken"),
+        ("make", NOWHERE, "not enforceable here"),
+    ],
+)
+def test_what_got_through_is_broken_only_where_the_kernel_had_agreed_to_stop_it(
+    verb: str, held: Held, says: Verdict
+) -> None:
+    one = Attempt(verb=verb, target="", says="")
+    assert judge(one, held, stopped_by="") == says
+    assert judge(one, held, stopped_by="Permission denied") == "held"
+
+
+def test_nothing_is_tried_on_what_is_not_there(tmp_path: Path) -> None:
+    """To be stopped by its absence would prove nothing."""
+    config = config_at(tmp_path / "p", tmp_path / "corpus.jsonl")
+    says = [one.says for one in attempts_of("courier", config, 1, "x")]
+    assert "reads the corpus" in says
+    assert "reads the expert" not in says
