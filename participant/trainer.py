@@ -203,8 +203,9 @@ class Program:
         return grown_folder(assignment, self._outbox) if grows else self._expert.directory
 
     def _say_expert(self) -> None:
-        facts = {"ready": self._expert.ready, **asdict(self._expert.facts())}
-        self._line.say("guard", "expert", facts)
+        facts = asdict(self._expert.facts())
+        del facts["stages"]  # for training alone
+        self._line.say("guard", "expert", {"ready": self._expert.ready, **facts})
 
 
 def progress_body(progress: Progress) -> dict[str, Any]:
