@@ -17,7 +17,7 @@ places that the pivot has too, K = kept ids, C = cells.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -27,9 +27,10 @@ from fusion.align import align
 from fusion.contribution import LogitContribution
 from fusion.routing import Weights
 
-CELLS: Final = 1 << 16
+CELLS: Final = 1 << 18
 """Pairs (token before, id) are counted in this many cells, by hash: memory does not grow with text
-or vocabulary. Two pairs in one cell blur each other, and make no honest source look worse."""
+or vocabulary (6 MiB a source). Two pairs in one cell blur each other; no honest source looks worse
+for it, and a liar seldom better."""
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -37,9 +38,9 @@ _MIX: Final = np.uint64(0x9E3779B97F4A7C15)
 class _Tally:
     """What one source promised and what the text kept, over all shards."""
 
-    promised: NDArray[np.float64]
-    kept: NDArray[np.float64]
-    variance: NDArray[np.float64]
+    promised: NDArray[np.float64] = field(default_factory=lambda: np.zeros(CELLS))
+    kept: NDArray[np.float64] = field(default_factory=lambda: np.zeros(CELLS))
+    variance: NDArray[np.float64] = field(default_factory=lambda: np.zeros(CELLS))
     surprise: float = 0.0
     expected: float = 0.0
     weight: float = 0.0
@@ -82,9 +83,9 @@ def _guilt(name: str, signs: Mapping[str, Signs]) -> float:
     """How many times over the limit its worst sign is; at most 1: it is not."""
     others = [one for other, one in signs.items() if other != name]
     worst = 0.0
-    for field in ("false_nats", "lies", "worst_lie"):
-        value, limit = getattr(signs[name], field), getattr(LIMITS, field)
-        usual = float(np.median([max(0.0, getattr(one, field)) for one in others] or [0.0]))
+    for sign in ("false_nats", "lies", "worst_lie"):
+        value, limit = getattr(signs[name], sign), getattr(LIMITS, sign)
+        usual = float(np.median([max(0.0, getattr(one, sign)) for one in others] or [0.0]))
         worst = max(worst, value / max(limit, _TIMES * usual))
     return worst
 
@@ -95,7 +96,7 @@ class Suspicion:
     def __init__(self, names: tuple[str, ...]) -> None:
         """Args: names: of the sources, in their order, without the base."""
         self._names = names
-        self._tallies = [_Tally(*(np.zeros(CELLS) for _ in range(3))) for _ in names]
+        self._tallies = [_Tally() for _ in names]
 
     def add(
         self,
@@ -150,7 +151,7 @@ def cell(before: NDArray[np.int32], ids: NDArray[np.int32]) -> NDArray[np.int64]
         mixed *= _MIX
         mixed ^= mixed >> np.uint64(29)
         mixed *= _MIX
-    return np.asarray(mixed >> np.uint64(48), np.int64)
+    return np.asarray(mixed >> np.uint64(46), np.int64)
 
 
 def _signs(tally: _Tally) -> Signs:

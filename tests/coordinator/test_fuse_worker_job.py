@@ -73,6 +73,7 @@ def test_credit_is_told_by_domain_and_by_leaving_each_source_out(
     work(made)
     evals = json.loads((made.result / "evals.json").read_text())
     assert list(evals["bpb"]) == ["base", "unified"]
+    assert evals["credit"]["suspicion"].keys() == {"x", "y", "z"}
     shares = evals["credit"]["share"]
     assert shares.keys() == {"a", "b", "all"}
     for told in shares.values():

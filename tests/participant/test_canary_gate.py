@@ -1,5 +1,6 @@
 """A release that tells of planted records stays here; one that does not goes; the rest is said."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -9,7 +10,12 @@ import pytest
 from participant import canary_gate
 from participant.canary_gate import RECALL, RELEASE, Question, check, verdict
 from participant.canary_stats import Exposure, exposure
+from participant.config import ModelConfig, TrainingConfig
 from participant.policy import GateRules, PolicyRefusalError
+from participant.stages.cpt import Expert
+from tests.participant.test_guard import House, house, model
+
+__all__ = ["house", "model"]  # fixtures
 
 BLOCK = GateRules(canaries="block")
 
@@ -89,3 +95,41 @@ def test_a_measurement_that_breaks_lets_nothing_out(
 
 def test_where_the_gate_is_off_nothing_is_measured(tmp_path: Path) -> None:
     assert check(GateRules(), _question(tmp_path)) == {}
+
+
+def test_the_guard_keeps_nothing_of_a_release_that_did_not_pass(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Question] = []
+
+    def measure(question: Question) -> dict[str, Exposure]:
+        asked.append(question)
+        return {RECALL: ALL}
+
+    monkeypatch.setattr(canary_gate, "measure", measure)
+    house.policy()
+    with (house.home / "policy.toml").open("a") as file:
+        file.write('[gates]\ncanaries = "block"\n')
+    (house.home / "data" / "canaries.json").write_text("{}")
+    with pytest.raises(PolicyRefusalError, match="canary gate"):
+        house.release(house.guard(), house.entry())
+    assert house.sealed == []
+    assert (asked[0].kind, asked[0].model) == ("logits", house.home / "model")
+    monkeypatch.setattr(canary_gate, "measure", lambda _: {RECALL: NOTHING})
+    assert house.release(house.guard(), house.entry()).path.exists()
+
+
+def test_an_expert_of_a_participant_that_wants_them_reads_the_records(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text((json.dumps({"text": "the knee was seen " * 20}) + "\n") * 40)
+    model = ModelConfig(architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=300)
+    sizes = []
+    for file in (None, tmp_path / "canaries.json"):
+        expert = Expert(tmp_path / f"expert-{file is None}", corpus, model, file)
+        expert.pretrain(
+            TrainingConfig(steps=1, batch_size=1, seq_len=16),
+            on_progress=lambda _: None,
+            should_stop=lambda: False,
+        )
+        sizes.append(len(np.load(tmp_path / f"expert-{file is None}" / "tokens.npy")))
+    assert sizes[1] > sizes[0]
