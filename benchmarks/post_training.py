@@ -188,7 +188,7 @@ def grpo(name: str, seed: int, steps: tuple[int, int], folder: Path) -> dict[str
     start = bench.model()
     stage = SftStage(
         kind="sft", data=bench.paths["sft"], steps=sft_steps, lr=2e-3, warmup_steps=10,
-        decay_steps=sft_steps // 2, batch_size=8, seq_len=128, seed=seed, held_out=0,
+        decay_steps=sft_steps // 2, batch_size=4, seq_len=256, seed=seed, held_out=0,
     )  # fmt: skip
     sft.finetune(start, bench.chat, stage)
     found = {"sft": bench.reward(start)}

@@ -37,6 +37,7 @@ from participant.stages.grpo import Clip, advantages, distance, token_losses
 from participant.stages.rewards import REWARDS, reward
 from participant.stages.rollout import Answer, Draw, answer_all, laid_out, logprobs_of
 from participant.stages.sft import is_held_out, schedule_of, tell_ends
+from participant.stages.steady import steady_attention
 
 _LOG = logging.getLogger(__name__)
 _MEASURED = 256
@@ -113,16 +114,17 @@ def reinforce(
     if tasks.skipped.counts:
         _LOG.warning("%s: skipped %s", stage.data.name, tasks.skipped)
     tell_ends(model, chat)
-    rollouts = _Rollouts(model, chat, stage, tasks.trained, checkpoint_dir)
-    return train(
-        model,
-        rollouts.batch_at,
-        partial(policy_loss, stage=stage),
-        schedule_of(stage, accumulate=stage.accumulate),
-        checkpoint_dir=checkpoint_dir,
-        on_progress=on_progress,
-        should_stop=should_stop,
-    )
+    with steady_attention(model):
+        rollouts = _Rollouts(model, chat, stage, tasks.trained, checkpoint_dir)
+        return train(
+            model,
+            rollouts.batch_at,
+            partial(policy_loss, stage=stage),
+            schedule_of(stage, accumulate=stage.accumulate),
+            checkpoint_dir=checkpoint_dir,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
 
 
 def measure(model: PreTrainedModel, chat: Chat, stage: RlStage) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from fp8.convert import convert_to_float8_training
+from fp8.convert import convert_to_float8_training, revert_to_float
 from fp8.train import Progress, TrainResult
 from fusion.models import ModelSpec, build_model, train_tokenizer
 from participant.config import RlStage, SftStage
@@ -18,6 +18,7 @@ from participant.stages import rl, rollout, sft
 from participant.stages.conversations import Chat, ChatError, Skipped
 from participant.stages.rewards import REWARDS
 from participant.stages.rollout import Answer, Draw, answer_all, laid_out, logprobs_of
+from participant.stages.steady import steady_attention
 
 LETTERS, RIGHT = "ABCD", "B"
 QUESTIONS = [f"case {i}{i}" for i in range(12)]
@@ -107,23 +108,45 @@ def drawn(model: tuple[PreTrainedModel, Chat], **given: Any) -> list[Answer]:
 def test_what_the_rollout_drew_with_is_what_the_trainer_computes(
     model: tuple[PreTrainedModel, Chat],
 ) -> None:
-    answers = drawn(model)
-    assert len({len(a.prompt) + len(a.ids) for a in answers}) > 3
-    trainer = logprobs_of(model[0], *laid_out(answers), 1.3)
+    with steady_attention(model[0]):
+        answers = drawn(model)
+        assert len({len(a.prompt) + len(a.ids) for a in answers}) > 3
+        trainer = logprobs_of(model[0], *laid_out(answers), 1.3)
     rolled = torch.tensor([p for a in answers for p in a.logprobs])
     assert trainer.requires_grad
-    assert (trainer - rolled).abs().max() < 1e-3
+    assert (trainer - rolled).abs().max() < 1e-5
 
 
 def test_batches_and_padding_change_nothing(model: tuple[PreTrainedModel, Chat]) -> None:
-    together = drawn(model)
-    for other in (drawn(model, batch_size=5), drawn(model, batch_size=1)):
-        assert [a.ids for a in other] == [a.ids for a in together]
-        for one, two in zip(together, other, strict=True):
-            assert torch.allclose(torch.tensor(one.logprobs), torch.tensor(two.logprobs), atol=1e-4)
-    whole = logprobs_of(model[0], *laid_out(together), 1.3)
-    alone = torch.cat([logprobs_of(model[0], *laid_out([a]), 1.3) for a in together])
-    assert (whole - alone).abs().max() < 1e-4
+    with steady_attention(model[0]):
+        together = drawn(model)
+        for other in (drawn(model, batch_size=5), drawn(model, batch_size=1)):
+            assert [a.ids for a in other] == [a.ids for a in together]
+            for one, two in zip(together, other, strict=True):
+                mine, theirs = torch.tensor(one.logprobs), torch.tensor(two.logprobs)
+                assert torch.allclose(mine, theirs, atol=1e-5)
+        whole = logprobs_of(model[0], *laid_out(together), 1.3)
+        alone = torch.cat([logprobs_of(model[0], *laid_out([a]), 1.3) for a in together])
+    assert (whole - alone).abs().max() < 1e-5
+
+
+def test_steady_attention_is_the_models_own_and_leaves_it_as_it_was(
+    model: tuple[PreTrainedModel, Chat],
+) -> None:
+    net = model[0]
+    convert = revert_to_float(net)  # no codes whose edges a last bit could cross
+    ids = torch.arange(40).reshape(2, 20)
+    padded = torch.ones_like(ids)
+    padded[0, :5] = 0
+    for mask in (None, padded):
+        wanted = net(input_ids=ids, attention_mask=mask).logits
+        with steady_attention(net):
+            found = net(input_ids=ids, attention_mask=mask).logits
+        seen = slice(None) if mask is None else padded.bool()
+        assert (found - wanted)[seen].abs().max() < 1e-4
+        assert not torch.equal(found, wanted)
+    assert convert
+    assert net.config._attn_implementation == "sdpa"
 
 
 def test_a_large_vocabulary_goes_through_the_head_in_chunks(

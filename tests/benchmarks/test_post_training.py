@@ -1,0 +1,46 @@
+"""The benchmark of post-training runs whole, on a model and steps small enough for a test."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from benchmarks import fusion_real_models, post_training
+from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
+
+SAMPLE = post_training.choices("choice", 0)
+
+
+def test_choice_questions_hold_their_answer_among_four_options() -> None:
+    names = {code: set[str]() for code in (q.asked.split("?")[0] for q in SAMPLE.trained)}
+    for q in [*SAMPLE.trained, *SAMPLE.held_out]:
+        options = dict(part.split(") ", 1) for part in post_training._options(q.asked))
+        assert sorted(options) == ["A", "B", "C", "D"]
+        assert SAMPLE.score(f"It is {q.right}.", q) == 1
+        names[q.asked.split("?")[0]].add(options[q.right])
+    assert all(len(one) == 1 for one in names.values()), "a code has one name"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_figure_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer([q.asked for q in SAMPLE.trained], 400)
+    spec = ModelSpec(
+        architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=len(tokenizer)
+    )
+    save_model(build_model(spec, 0), tokenizer, tmp_path / "model")
+    monkeypatch.setattr(fusion_real_models, "smollm2", lambda _cache: tmp_path / "model")
+    found = post_training.measure(
+        argparse.Namespace(
+            tasks=["spell_backward"],
+            seeds=1,
+            sft_steps=2,
+            rl_steps=1,
+            cache=tmp_path,
+            smollm2_steps=2,
+        )
+    )
+    assert set(found["grpo"]["spell_backward"]) == {"sft", "fp8", "bf16"}
+    assert found["logprob_gap_max"] < 1e-3
+    assert found["tokens_per_s"] > 0
+    assert abs(found["sft_gap_pct"]) < 5
