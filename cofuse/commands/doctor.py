@@ -16,7 +16,8 @@ def doctor(
     """Try what must not be possible: dial from trainer and guard, read the corpus as the courier.
 
     Each attempt is made behind the wall that the daemon uses. Exit status 1: something got through
-    that should have been stopped. The outcome becomes a record on the audit chain.
+    that should have been stopped, or a wall is missing that participant.toml requires. The outcome
+    becomes a record on the audit chain.
     """
     from participant.checkup import check, record
     from participant.config import load_config
@@ -37,6 +38,7 @@ def doctor(
         typer.echo(f"{one.verdict:<20} {one.role:<8} {one.says} {words}".rstrip(), err=as_json)
     for words in found.missing:
         typer.echo(f"not on this machine: {words}", err=True)
+    healthy = not found.broken and not (found.missing and config.walls == "required")
     if found.broken:
         typer.echo(
             f"{len(found.broken)} got through: let this participant serve no round. A corpus that "
@@ -44,5 +46,5 @@ def doctor(
             err=True,
         )
     if as_json:
-        typer.echo(json.dumps({**asdict(found), "ok": not found.broken}))
-    raise typer.Exit(1 if found.broken else 0)
+        typer.echo(json.dumps({**asdict(found), "ok": healthy}))
+    raise typer.Exit(0 if healthy else 1)
