@@ -81,6 +81,9 @@ def _behind_the_wall(role: Role, config: ParticipantConfig, end: socket.socket) 
         courier_certificate(config)
     os.environ.update(scratch(role, config))
     held = enter(wall_of(role, config))
+    if held.missing and config.walls == "required":
+        sys.stderr.write(f'{"; ".join(held.missing)}: participant.toml says walls = "required"\n')
+        return HOPELESS
     die_with_parent(signal.SIGKILL)  # after the wall: a new user namespace may forget it
     for words in held.missing:
         _LOG.warning("%s; cofuse doctor tells what that means", words)

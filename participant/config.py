@@ -138,6 +138,8 @@ class ParticipantConfig(StrictConfig):
     """CPU threads of the trainer."""
     older_pivots: bool = False
     """Whether a round may start from an older pivot of a lineage than one that was taken before."""
+    walls: Literal["offered", "required"] = "offered"
+    """required: do not start where the kernel refuses to wall off a process (cofuse doctor)."""
     min_free_mb: int = Field(default=256, ge=0)
     """Free disk space, in MB, below which no new work is begun: logs and spool need the rest."""
     canaries: bool = False

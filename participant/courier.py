@@ -7,7 +7,7 @@ decides nothing: the guard says what is fetched, sent and answered.
 import base64
 import socket
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +15,11 @@ from participant.attendance import Attendance
 from participant.client import Client
 from participant.config import ParticipantConfig
 from participant.engine import Engine, Task
-from participant.line import Ask, Body, Line, Say
+from participant.line import Ask, Body, Line, PeerLostError, Say
 from participant.renewal import Renewal
 from participant.sandbox import COURIER_CERTIFICATE, SEALED
 from protos.messages import FileRef
+from protos.retry import Stopped
 from protos.tls import TlsFiles
 from protos.v1 import fleet_pb2 as pb
 
@@ -39,6 +40,7 @@ class Program:
         self._stop = threading.Event()
         self._tasks: dict[str, Task] = {}
         self._joined = False
+        self._last_beat = pb.Beat(software_version=VERSION)
         self._engine_address = ""
         self.engine = Engine(
             state_dir=config.data_dir / "engine",
@@ -155,8 +157,12 @@ class Program:
         self._line.say("guard", "certificate", {"pem": pem})
 
     def _beat(self) -> pb.Beat:
-        body = self._line.call("guard", "beat", should_stop=self._stop.is_set)
-        return pb.Beat.FromString(base64.b64decode(body["beat"]))
+        while not self._stop.is_set():
+            with suppress(PeerLostError, Stopped):  # the next guard will say
+                body = self._line.call("guard", "beat", should_stop=self._stop.is_set)
+                self._last_beat = pb.Beat.FromString(base64.b64decode(body["beat"]))
+                break
+        return self._last_beat
 
     def _on_joined(self, engine_address: str) -> None:
         self._joined = True

@@ -47,7 +47,6 @@ class Right(IntFlag):
 
 
 NOTHING: Final = Right(0)
-LIST: Final = Right.READ_DIR
 READ: Final = Right.EXECUTE | Right.READ_FILE | Right.READ_DIR
 MAKE_DEVICES: Final = Right.MAKE_CHAR | Right.MAKE_BLOCK
 WRITE: Final = (

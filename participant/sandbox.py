@@ -12,6 +12,7 @@ import ctypes
 import logging
 import os
 import shutil
+import site
 import struct
 import sys
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from typing import Final, Literal, get_args
 
 from participant import landlock
 from participant.config import ParticipantConfig
-from participant.landlock import LIST, READ, WRITE, Right
+from participant.landlock import READ, WRITE, Right
 
 Role = Literal["trainer", "guard", "courier"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
@@ -141,11 +142,11 @@ def _guard(_config: ParticipantConfig) -> Wall:
 def _courier(config: ParticipantConfig) -> Wall:
     own = [(path, READ | WRITE) for path in _own("courier", config)]
     shipped = [(path, READ) for path in (config.data_dir / SEALED, config.tls.ca, config.tls.key)]
-    code = [Path(sys.prefix), Path(sys.base_prefix), *(_package(name) for name in _PACKAGES)]
+    # Not all of sys.path: it may begin with the folder that the participant's lies in. Our own
+    # packages are found already; everything else is installed.
+    installed = (sys.prefix, sys.base_prefix, site.getusersitepackages())
+    code = [*map(Path, installed), *(_package(name) for name in _PACKAGES)]
     system = [Path(name) for name in (*_SYSTEM, *_RESOLVERS)]
-    # Names in a folder of code may be listed, or Python finds nothing there; the corpus may lie
-    # in the same folder, so its files may not be opened.
-    paths = [Path(entry) for entry in sys.path if entry and Path(entry).is_dir()]
     devices = [(path, READ | WRITE) for path in _devices(*_DEVICES)]
     return Wall(
         network=True,
@@ -155,7 +156,6 @@ def _courier(config: ParticipantConfig) -> Wall:
             *shipped,
             *devices,
             *((path, READ) for path in (*code, *system)),
-            *((path, LIST) for path in paths),
         ),
     )
 

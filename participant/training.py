@@ -28,6 +28,7 @@ class Training:
         self._expert = expert
         self._clock = clock
         self._session = config.data_dir / "expert" / "session.json"
+        self._session.parent.mkdir(parents=True, exist_ok=True)
         _move_in(config.data_dir / self._session.name, self._session)
         if torch.cuda.is_available():
             for device in range(torch.cuda.device_count()):
@@ -86,7 +87,6 @@ class Training:
 def _move_in(old: Path, new: Path) -> None:
     """Copy what an older release kept beside the folder, which is not ours to write in now."""
     if old.exists() and not new.exists():
-        new.parent.mkdir(parents=True, exist_ok=True)
         write_durably(new, old.read_text(encoding="utf-8"))
 
 

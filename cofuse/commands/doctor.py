@@ -13,7 +13,8 @@ def doctor(home: Annotated[Path, typer.Argument(help="The participant's folder."
     """Try what must not be possible: dial from trainer and guard, read the corpus as the courier.
 
     Each attempt is made behind the wall that the daemon uses. Exit status 1: something got through
-    that should have been stopped. The outcome becomes a record on the audit chain.
+    that should have been stopped, or a wall is missing that participant.toml requires. The outcome
+    becomes a record on the audit chain.
     """
     from participant.checkup import check, record
     from participant.config import load_config
@@ -41,4 +42,7 @@ def doctor(home: Annotated[Path, typer.Argument(help="The participant's folder."
             code="wall_broken",
             data=asdict(found),
         )
+    if found.missing and config.walls == "required":
+        words = "; ".join(found.missing)
+        fail(f'walls = "required", and: {words}', code="wall_broken", data=asdict(found))
     answer(asdict(found))

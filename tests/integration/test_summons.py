@@ -24,6 +24,7 @@ from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant import loop
 from participant.approvals import Approvals
 from participant.egress import releases
+from participant.sandbox import ROLES
 from participant.status import PAUSED, read_status
 from protos.config import TlsConfig, toml_text
 from protos.process import end, spawn
@@ -339,28 +340,10 @@ def test_each_of_the_three_processes_may_be_killed_at_its_work(hub: Hub) -> None
     site = hub.sites["b"]
     site.stop()
     program = spawn("participant.daemon", [str(site.home / "participant.toml")])
-    assert program.stdout is not None
-    events = program.stdout
     try:
-        for number, (role, moment) in enumerate(KILLS):
-            until(lambda: set(processes(program.pid)) == {"guard", "trainer", "courier"})
-            before = processes(program.pid)
-            name = f"kill-{number}.jsonl"
-            write_prompts(hub.root / "public" / name, [*TEXTS, f"Kill {number} of {role}."])
-            round_id = hub.submit("b", prompts=name)
-            for line in events:
-                message = json.loads(line)
-                if moment in (message["kind"], message.get("status")):
-                    break
-            before[role].kill()
-            until(lambda: hub.status(round_id) == {"b": "committed"})
-            until(lambda: set(processes(program.pid)) == {"guard", "trainer", "courier"})
-            after = processes(program.pid)
-            assert {one for one in after if after[one].pid != before[one].pid} == {role}
-            assert read_budget(site, round_id) == 1
-            shipped = [one for one in releases(site.data) if one.round == round_id]
-            assert "logits" in [one.what for one in shipped]
-            hub.cancel(round_id)
+        for role in ROLES:
+            for moment in ("working", "ship"):
+                kill_at_work(hub, site, program, role, moment)
         children = list(processes(program.pid).values())
         program.kill()
         program.wait()
@@ -370,7 +353,25 @@ def test_each_of_the_three_processes_may_be_killed_at_its_work(hub: Hub) -> None
         end(program)
 
 
-KILLS = tuple((role, at) for role in ("trainer", "guard", "courier") for at in ("working", "ship"))
+def kill_at_work(hub: Hub, site: Site, program: Any, role: str, moment: str) -> None:
+    until(lambda: set(processes(program.pid)) == set(ROLES))
+    before = processes(program.pid)
+    name = f"{role}-{moment}.jsonl"
+    write_prompts(hub.root / "public" / name, [*TEXTS, f"Kill the {role}: {moment}."])
+    round_id = hub.submit("b", prompts=name)
+    for line in program.stdout:
+        message = json.loads(line)
+        if moment in (message["kind"], message.get("status")):
+            break
+    before[role].kill()
+    until(lambda: hub.status(round_id) == {"b": "committed"})
+    until(lambda: set(processes(program.pid)) == set(ROLES))
+    after = processes(program.pid)
+    assert {one for one in after if after[one].pid != before[one].pid} == {role}
+    assert read_budget(site, round_id) == 1
+    shipped = [one.what for one in releases(site.data) if one.round == round_id]
+    assert "logits" in shipped
+    hub.cancel(round_id)
 
 
 def processes(supervisor: int) -> dict[str, psutil.Process]:

@@ -43,8 +43,9 @@ def config_at(home: Path, corpus: Path) -> ParticipantConfig:
 
 @pytest.mark.skipif(abi() < SCOPE_ABI, reason="this kernel's Landlock is older than Linux 6.12")
 def test_every_wall_holds_and_a_corpus_in_the_couriers_own_folder_is_found_out(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # Python looks for code there: the courier must not see the rest
     config = config_at(tmp_path / "p", tmp_path / "p" / "data" / "inbox" / "corpus.jsonl")
     found = check(tmp_path / "p" / "participant.toml", config)
     no_namespace = any("namespace" in words for words in found.missing)

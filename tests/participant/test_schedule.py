@@ -1,5 +1,6 @@
 """When the expert trains: windows, and what a session adds."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -164,3 +165,14 @@ def test_without_more_steps_a_finished_expert_rests(tmp_path: Path) -> None:
     night.run()
     night.now += timedelta(days=3)
     assert not night.training().due()
+
+
+def test_a_session_that_an_older_release_began_goes_on(tmp_path: Path) -> None:
+    """It was kept in the data folder itself, where the trainer may write no more."""
+    old = {"window": "2026-11-22T20:00:00+00:00", "steps": 120}
+    (tmp_path / "session.json").write_text(json.dumps(old), encoding="utf-8")
+    night = Night(tmp_path, more_steps=30)
+    night.pupil.done = ExpertFacts(version=1, steps=100)
+    night.now += timedelta(hours=2)
+    night.run()
+    assert night.pupil.asked == [120]
