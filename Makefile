@@ -35,7 +35,7 @@ docs: .venv/.ok  ## the pages that are drawn from code
 	$(BIN)/python -m cofuse.reference_pages cli > docs/cli.md
 
 docs-site: build/docs-venv/.ok  ## the documentation as a site, in build/site; Sphinx in a venv of its own
-	build/docs-venv/bin/sphinx-build -W --keep-going -q -b html -c docs/site . build/site
+	build/docs-venv/bin/sphinx-build -W --keep-going -q -b html -c docs/site docs build/site
 
 build/docs-venv/.ok: docs/site/requirements.txt
 	$(PYTHON) -m venv build/docs-venv

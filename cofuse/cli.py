@@ -36,58 +36,6 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _name, _group in (
-    ("round", rounds.app),
-    ("recurring", recurring.app),
-    ("pivot", pivots.app),
-    ("coordinator", coordinators.app),
-    ("participant", participants.app),
-    ("fp8", fp8.app),
-    ("audit", audit.app),
-):
-    app.add_typer(_group, name=_name)
-for _command in (
-    fuse.fuse,
-    members.invite,
-    members.join,
-    members.renew,
-    members.revoke,
-    daily.login,
-    daily.logout,
-    daily.ps,
-    daily.up,
-    daily.status,
-    daily.pause,
-    daily.resume,
-    daily.leave,
-    rounds.why,
-    audit.egress,
-    approvals.approve,
-    withdrawals.withdraw,
-    doctor.doctor,
-    upkeep.backup,
-    reference.schema,
-    reference.config,
-):
-    app.command()(_command)
-
-
-@app.command()
-def identity(
-    folder: Annotated[Path, typer.Argument(help="Where the key is made; it stays there.")],
-    role: Annotated[str, typer.Option(help="researcher or operator.")],
-    name: Annotated[str, typer.Option(help="Lower case, digits and dashes.")],
-) -> None:
-    """Make a key and a request for the operator to sign (`cofuse coordinator sign`)."""
-    from trust.ca import IdentityError, new_identity
-
-    known: Any = role
-    try:
-        new_identity(folder, known, name)
-    except (IdentityError, FileExistsError) as error:
-        fail(error, 2)
-    tell(folder / "request.csr")
-    answer({"request": str(folder / "request.csr")})
 
 
 @app.command()
@@ -135,6 +83,60 @@ def demo(
     show_result(result, report, to_stderr=wants_json())
     answer(result.as_json(), bare=True)
     raise typer.Exit(0 if result.ok else 1)
+
+
+@app.command()
+def identity(
+    folder: Annotated[Path, typer.Argument(help="Where the key is made; it stays there.")],
+    role: Annotated[str, typer.Option(help="researcher or operator.")],
+    name: Annotated[str, typer.Option(help="Lower case, digits and dashes.")],
+) -> None:
+    """Make a key and a request for the operator to sign (`cofuse coordinator sign`)."""
+    from trust.ca import IdentityError, new_identity
+
+    known: Any = role
+    try:
+        new_identity(folder, known, name)
+    except (IdentityError, FileExistsError) as error:
+        fail(error, 2)
+    tell(folder / "request.csr")
+    answer({"request": str(folder / "request.csr")})
+
+
+for _command in (
+    fuse.fuse,
+    members.invite,
+    members.join,
+    members.renew,
+    members.revoke,
+    daily.login,
+    daily.logout,
+    daily.ps,
+    daily.up,
+    daily.status,
+    daily.pause,
+    daily.resume,
+    daily.leave,
+    rounds.why,
+    audit.egress,
+    approvals.approve,
+    withdrawals.withdraw,
+    doctor.doctor,
+    upkeep.backup,
+    reference.schema,
+    reference.config,
+):
+    app.command()(_command)
+for _name, _group in (
+    ("round", rounds.app),
+    ("recurring", recurring.app),
+    ("pivot", pivots.app),
+    ("coordinator", coordinators.app),
+    ("participant", participants.app),
+    ("fp8", fp8.app),
+    ("audit", audit.app),
+):
+    app.add_typer(_group, name=_name)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cofuse.cli import app
+from cofuse.commands.connection import Json
 from cofuse.failures import EXITS, LOCAL, OF_CLASS, failure_of
 from cofuse.output import App, Command, answer, fail, tell
 from cofuse.reference_pages import PAGES, commands
@@ -67,6 +68,19 @@ def test_data_goes_to_stdout_and_to_stderr_where_a_program_listens() -> None:
 
 def test_a_command_without_an_answer_still_gives_the_envelope() -> None:
     assert said(lambda: None) == (0, {"schema": 1, "ok": True, "data": {}}, "")
+
+
+def test_a_command_that_answers_by_itself_is_left_alone_and_fails_like_all() -> None:
+    def body(as_json: Json = False, bad: bool = False) -> None:
+        if bad:
+            fail("no", 2)
+        typer.echo(json.dumps({"own": as_json}))
+
+    made = App()
+    made.command()(body)
+    assert CliRunner().invoke(made, ["--json"]).stdout == '{"own": true}\n'
+    failed = CliRunner().invoke(made, ["--json", "--bad"])
+    assert (failed.exit_code, json.loads(failed.stdout)["error"]["code"]) == (2, "usage")
 
 
 @pytest.mark.parametrize(

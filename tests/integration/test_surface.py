@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tests.integration.conftest import config_at, identities_at
 from trust.pivot_manifest import SIGNER_FILE
 
 Run = Callable[..., Result]
+ROOT = Path(__file__).parents[2]
 NAMES = ["st-mary", "st-luke"]
 SPEC = {
     "name": "first",
@@ -107,6 +110,26 @@ def spec_at(folder: Path, **changes: object) -> Path:
     path = folder / "round.yaml"
     path.write_text(yaml.safe_dump(SPEC | changes), encoding="utf-8")
     return path
+
+
+def test_the_researchers_page_is_true(run: Run, hub: tuple[str, Path], tmp_path: Path) -> None:
+    """Its commands run, in order, and show what it says; so does its Python."""
+    page = (ROOT / "docs" / "researcher.md").read_text(encoding="utf-8")
+    (tmp_path / "me").symlink_to(hub[1])
+    (tmp_path / "prompts.jsonl").write_bytes((hub[1] / "prompts.jsonl").read_bytes())
+    [spec] = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert yaml.safe_load(spec) == SPEC
+    spec_at(tmp_path)
+    shown: list[str] = []
+    for line in "".join(re.findall(r"^```console\n(.*?)^```$", page, re.M | re.S)).splitlines():
+        if line.startswith("$ cofuse "):
+            words = shlex.split(line.replace("fuse.example.org:7443", hub[0]))
+            shown = run(*words[2:]).stdout.splitlines()
+        else:
+            wanted = re.compile(".*".join(re.escape(part) for part in line.split("...")))
+            assert any(wanted.fullmatch(found.rstrip()) for found in shown), (line, shown)
+    [code] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "researcher.md", "exec"), {})
 
 
 def test_one_login_serves_every_later_command(run: Run) -> None:
