@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from coordinator.admission import SWEEP_S, Members, Strangers
 from coordinator.calls import END, AbortedError, Call, CallerGoneError, refuse
-from coordinator.observe import observing
+from coordinator.observe import OnRefusal, observing, unheard
 from protos.bounds import check_bounds
 from protos.errors import CofuseError
 from protos.tls import SERVER_OPTIONS, TlsFiles, server_credentials
@@ -47,10 +47,12 @@ class GrpcServer:
         tls: TlsFiles,
         services: Sequence[Register],
         admission: Members | Strangers | None = None,
+        on_refusal: OnRefusal = unheard,
     ) -> None:
         """Args: listen: host:port; port 0 picks a free one. services: each adds one servicer.
 
         admission: who comes in; by default whoever has a certificate of the authority.
+        on_refusal: is told of every call that is refused, on the event loop.
         """
         self._listen = listen
         self._tls = tls
@@ -58,7 +60,7 @@ class GrpcServer:
         self._services = services
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
-        self._door = _Door(self._admission)
+        self._door = _Door(self._admission, on_refusal)
         self._server: grpc.aio.Server | None = None
 
     def start(self) -> int:
@@ -102,9 +104,10 @@ class GrpcServer:
 class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Every call comes in here: admission first, then the parser, then the handler."""
 
-    def __init__(self, admission: Members | Strangers) -> None:
+    def __init__(self, admission: Members | Strangers, on_refusal: OnRefusal) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._admission = admission
+        self._on_refusal = on_refusal
         self._open: set[Call] = set()
 
     async def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
@@ -161,7 +164,7 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         call = Call(context)
         self._open.add(call)
         try:
-            with observing(method, call, gone=_GONE), call.cut_as_refusal():
+            with observing(method, call, _GONE, self._on_refusal), call.cut_as_refusal():
                 yield call
         except AbortedError as abort:
             await context.abort(abort.code, abort.details, call.trailing)

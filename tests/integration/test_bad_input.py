@@ -218,7 +218,7 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
     )
     for number, events in enumerate(((), (Event.CANCEL,), (Event.APPROVE, Event.ISSUE)), 1):
         submit.request_id = f"request-{number}"
-        assert place.send("/cofuse.v1.Research/SubmitRound", submit).error_id == ""
+        assert place.send("/cofuse.v1.Research/SubmitRound", submit, "researcher").error_id == ""
         for event in events:
             store.advance(f"rnd-{number}", event)
     store.assign("rnd-3", ["st-mary"])

@@ -15,15 +15,18 @@ import grpc
 import pytest
 
 from coordinator.access import ANYBODY, ROLES
+from coordinator.audit import lines
 from coordinator.config import CoordinatorConfig
 from coordinator.limits import Rates
 from coordinator.main import Running, serving
+from coordinator.refusals import REFUSED
 from coordinator.revocations import Revocations
 from protos.config import TlsConfig
 from protos.errors import ERROR_KEY
 from protos.tls import TlsFiles, dial
 from tests.integration import certificates
 from trust.ca import create_authority
+from trust.chain import read_record
 from trust.identity import Role, leaf_of
 
 MEMBERS: Final[tuple[Role, ...]] = ("participant", "researcher", "operator")
@@ -75,6 +78,7 @@ def revoked(authority: Path, home: Path, role: Role, name: str) -> TlsFiles:
 
 MAKE: Final[dict[str, Callable[[Path, Path, Role, str], TlsFiles]]] = {
     "valid": certificates.issued,
+    "refused": certificates.issued,
     "revoked": revoked,
     "expired": certificates.expired,
     "wrong-use": certificates.for_servers,
@@ -111,6 +115,23 @@ def test_a_valid_certificate_may_call_what_the_table_grants_and_nothing_else(
     assert hub.asks(hub.files("valid", role)) == wanted
 
 
+def test_what_the_door_refuses_is_on_the_audit_chain_once_for_each_kind(hub: Hub) -> None:
+    files = hub.files("refused", "participant")
+    for _ in range(3):
+        hub.asks(files)
+    caller = leaf_of(files.certificate.read_bytes()).identity.uri
+    wanted = {(m, "not_allowed") for m, roles in ROLES.items() if "participant" not in roles}
+
+    def refused() -> list[tuple[str, str]]:
+        with hub.running.store.database.read() as db:
+            records = [read_record(line) for line in lines(db)]
+        mine = [r for r in records if (r["act"], r["actor"]) == (REFUSED, caller)]
+        return [(r["obj"], r["data"]["error"]) for r in mine]
+
+    _wait_until(lambda: set(refused()) >= wanted)
+    assert sorted(refused()) == sorted(wanted)
+
+
 def test_a_revoked_certificate_may_call_nothing_also_on_a_connection_made_before(hub: Hub) -> None:
     revocations = Revocations(hub.running.store.database)
     with ExitStack() as stack:
@@ -127,7 +148,7 @@ def test_a_revoked_certificate_may_call_nothing_also_on_a_connection_made_before
 
 
 @pytest.mark.parametrize("role", MEMBERS)
-@pytest.mark.parametrize("state", [s for s in MAKE if s not in ("valid", "revoked")])
+@pytest.mark.parametrize("state", [s for s in MAKE if s not in ("valid", "refused", "revoked")])
 def test_any_other_certificate_gets_no_connection(
     hub: Hub, role: Role, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
