@@ -132,7 +132,7 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             call.leaf = self._admission.admit(method, call)
             parse = handler.request_deserializer
             if not kind.startswith("stream"):
-                return _parsed(raw, parse)
+                return parse_request(raw, parse)
             requests = _each_parsed(raw, parse)
             return call.blocking(requests) if blocks else requests
 
@@ -192,7 +192,11 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _parsed(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
+def parse_request(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
+    """A message as its call reads it, within the bounds of protos/bounds.py.
+
+    Raises: CofuseError bad_request.
+    """
     try:
         message = parse(raw)
     except DecodeError as error:
@@ -205,4 +209,4 @@ async def _each_parsed(
     raw: AsyncIterator[bytes], parse: Callable[[bytes], Any]
 ) -> AsyncIterator[Any]:
     async for message in raw:
-        yield _parsed(message, parse)
+        yield parse_request(message, parse)
