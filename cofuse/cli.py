@@ -10,6 +10,7 @@ import typer
 from cofuse.commands import (
     approvals,
     audit,
+    compliance,
     coordinators,
     fp8,
     fuse,
@@ -38,6 +39,7 @@ app.add_typer(coordinators.app, name="coordinator")
 app.add_typer(participants.app, name="participant")
 app.add_typer(fp8.app, name="fp8")
 app.add_typer(audit.app, name="audit")
+app.add_typer(compliance.app, name="compliance")
 app.command()(fuse.fuse)
 app.command()(members.join)
 app.command()(members.renew)
