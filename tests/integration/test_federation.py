@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -247,7 +247,7 @@ def test_no_private_text_leaves_a_participant(story: Story) -> None:
 
 
 def test_no_planted_patient_is_in_any_byte_that_left_or_that_anybody_was_told(
-    story: Story,
+    story: Story, record_property: Callable[[str, object], None]
 ) -> None:
     """Plain, base64, hex, token ids; also as what the shipped rows say is likeliest."""
     public = read_prompts(story.work / "public" / "prompts.jsonl")
@@ -268,6 +268,8 @@ def test_no_planted_patient_is_in_any_byte_that_left_or_that_anybody_was_told(
             places.append((f"to {hospital.name}", recorder.inbound_data(hospital.name)))
     needles = {one: forms(one, tokenizers) for h in HOSPITALS for one in secrets(h.name)}
     found, size = hits(places, needles)
+    record_property("phi_hits", len(found))
+    record_property("bytes_searched", size)
     assert not found
     assert size > 5_000_000
 
