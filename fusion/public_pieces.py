@@ -60,4 +60,5 @@ def _candidates(hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArr
     shift = np.uint64(64 - _TABLE_BITS)
     table = np.zeros(1 << _TABLE_BITS, bool)
     table[wanted >> shift] = True
-    return hashes[table[hashes >> shift]]
+    found: NDArray[np.uint64] = hashes[table[hashes >> shift]]
+    return found

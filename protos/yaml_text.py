@@ -41,20 +41,20 @@ def read_yaml(raw: bytes) -> tuple[yaml.Node | None, Any]:
 def _check(text: str) -> None:
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
-        at = f"line {event.start_mark.line + 1}: found"
+        at = f"line {event.start_mark.line + 1 if event.start_mark else 1}: found"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.YAMLError(f"{at} a reference (& or *), wanted what it stands for")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        elif _is_endless(event):
+        elif isinstance(event, yaml.ScalarEvent) and _is_endless(event):
             raise yaml.YAMLError(f"{at} a number of {len(event.value)} digits, or none")
         if depth > MAX_DEPTH or number > MAX_PARTS:
             raise yaml.YAMLError(f"{at} more than {MAX_DEPTH} levels or {MAX_PARTS} parts")
 
 
-def _is_endless(event: yaml.Event) -> bool:
+def _is_endless(event: yaml.ScalarEvent) -> bool:
     """Whether it would be read as a number, and is longer than any."""
-    plain = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
-    return plain and len(event.value) > MAX_NUMBER and bool(_NUMBER.fullmatch(event.value))
+    is_long = event.implicit[0] and len(event.value) > MAX_NUMBER
+    return is_long and _NUMBER.fullmatch(event.value) is not None
