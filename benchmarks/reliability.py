@@ -79,6 +79,13 @@ PARTS: Final = {
         minutes=17,
         why="kill -9 at random while rounds run",
     ),
+    "proofs": Part(
+        program="benchmarks/reliability_proofs.py",
+        arguments=(),
+        short=("--short",),
+        minutes=20,
+        why="who may call what, parsers under fire, invented patients searched for",
+    ),
 }
 KEYS: Final = (
     "kills",
@@ -91,6 +98,9 @@ KEYS: Final = (
     "upload_cuts",
     "resent_chunks_max",
     "participants",
+    "rpc_matrix",
+    "fuzz",
+    "phi_hits",
 )
 """What reliability.json holds at its top, part by part."""
 

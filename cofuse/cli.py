@@ -12,6 +12,7 @@ import typer
 from cofuse.commands import (
     approvals,
     audit,
+    compliance,
     coordinators,
     daily,
     doctor,
@@ -135,6 +136,7 @@ for _name, _group in (
     ("participant", participants.app),
     ("fp8", fp8.app),
     ("audit", audit.app),
+    ("compliance", compliance.app),
 ):
     app.add_typer(_group, name=_name)
 

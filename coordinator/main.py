@@ -28,6 +28,7 @@ from coordinator.ops_http import OpsServer
 from coordinator.orders import Orders
 from coordinator.presence import Presence
 from coordinator.recurring_service import RecurringService
+from coordinator.refusals import Refusals
 from coordinator.research_service import ResearchService
 from coordinator.revocations import Revocations
 from coordinator.scheduler import Scheduler
@@ -83,6 +84,7 @@ class _Parts:
     members: Members
     signer: Signer
     opening: Opening
+    refusals: Refusals
 
 
 @contextlib.contextmanager
@@ -117,6 +119,9 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             auditor = Auditor(store, config.data_dir)
         auditor.start()
         stack.callback(auditor.stop)
+        refusals = Refusals(store)
+        refusals.start()
+        stack.callback(refusals.stop)
         with _told("tls"):
             signer = Signer(store, artifacts, signing_key)
         signer.renew()  # before anybody asks: pivots of an older release have no manifest
@@ -155,7 +160,9 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         enroll = EnrollService(
             Invitations(store.database), config.tls.ca, config.authority, config.certificate_days
         )
-        parts = _Parts(config, store, artifacts, engine, presence, health, members, signer, opening)
+        parts = _Parts(
+            config, store, artifacts, engine, presence, health, members, signer, opening, refusals
+        )
         server = _server(parts, enroll)
         roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
         roll.start()
@@ -167,7 +174,9 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         enroll_address = ""
         if config.enroll_listen is not None:
             register = partial(enroll_pb2_grpc.add_EnrollServicer_to_server, enroll)
-            door = GrpcServer(config.enroll_listen, config.tls.files(), [register], Strangers())
+            door = GrpcServer(
+                config.enroll_listen, config.tls.files(), [register], Strangers(), refusals.note
+            )
             with _told("enroll_listen"):
                 enroll_address = f"{_host(config.enroll_listen)}:{door.start()}"
             stack.callback(door.stop)
@@ -232,6 +241,7 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
             partial(health_pb2_grpc.add_HealthServicer_to_server, HealthService(parts.health)),
         ],
         parts.members,
+        parts.refusals.note,
     )
 
 

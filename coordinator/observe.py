@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -18,9 +18,20 @@ GONE: Final[tuple[type[BaseException], ...]] = (GeneratorExit, grpc.RpcError)
 """How a call of grpc's threaded server hears that its caller left."""
 
 
+OnRefusal = Callable[[str, str, CofuseError], None]
+"""Is told of a refused call: its method, the caller's URI, and why. It must not block."""
+
+
+def unheard(_method: str, _caller: str, _refusal: CofuseError) -> None:
+    """Nobody wants to know of refusals but the log."""
+
+
 @contextmanager
 def observing(
-    method: str, context: Any, gone: tuple[type[BaseException], ...] = GONE
+    method: str,
+    context: Any,
+    gone: tuple[type[BaseException], ...] = GONE,
+    on_refusal: OnRefusal = unheard,
 ) -> Iterator[None]:
     """Watch one call of `method`, from its role check to its last message.
 
@@ -28,7 +39,8 @@ def observing(
     line of the log. Any other exception is a fault of ours: the log has it under a reference, and
     it goes on as CofuseError internal, which tells the caller no more than that reference.
 
-    Args: gone: what is raised when the caller went away; it passes unlogged.
+    Args: gone: what is raised when the caller went away; it passes unlogged. on_refusal: is told
+        of every refusal beside the log.
     """
     began = time.monotonic()
     code = grpc.StatusCode.OK
@@ -43,10 +55,12 @@ def observing(
             code = CATALOGUE["internal"].status
             raise _fault(method, context, error) from error
         code = CATALOGUE[refusal.error_id].status
+        caller = _who(context)
+        on_refusal(method, caller, refusal)
         _LOG.info(
             "rpc.refused",
             method=method,
-            caller=_who(context),
+            caller=caller,
             code=code.name,
             error_id=refusal.error_id,
             says=refusal.says,

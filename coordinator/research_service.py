@@ -74,7 +74,13 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
             abort(context, error)
 
     def ApproveRound(self, request: pb.RoundRequest, context: Any) -> pb.Round:
-        """Let a submitted round run."""
+        """Let a submitted round run; nobody approves their own, whatever certificate they show."""
+        try:
+            who, row = caller(context), self._store.round(request.round_id)
+            if row.submitted_by == who.name:
+                raise CofuseError("own_round", f"{row.round_id} was submitted by {who.name}")
+        except CofuseError as error:
+            abort(context, error)
         return self._move(request.round_id, Event.APPROVE, context)
 
     def CancelRound(self, request: pb.RoundRequest, context: Any) -> pb.Round:

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from coordinator.admission import SWEEP_S, Members, Strangers
 from coordinator.calls import END, AbortedError, Call, CallerGoneError, refuse
-from coordinator.observe import observing
+from coordinator.observe import OnRefusal, observing, unheard
 from protos.bounds import check_bounds
 from protos.errors import CofuseError
 from protos.streams import IDLE_S
@@ -48,12 +48,14 @@ class GrpcServer:
         tls: TlsFiles,
         services: Sequence[Register],
         admission: Members | Strangers | None = None,
+        on_refusal: OnRefusal = unheard,
         *,
         idle_s: float = IDLE_S,
     ) -> None:
         """Args: listen: host:port; port 0 picks a free one. services: each adds one servicer.
 
         admission: who comes in; by default whoever has a certificate of the authority.
+        on_refusal: is told of every call that is refused, on the event loop.
         idle_s: how long a caller may leave an answer unread before the call ends.
         """
         self._listen = listen
@@ -62,7 +64,7 @@ class GrpcServer:
         self._services = services
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
-        self._door = _Door(self._admission, idle_s)
+        self._door = _Door(self._admission, on_refusal, idle_s)
         self._server: grpc.aio.Server | None = None
 
     def start(self) -> int:
@@ -111,10 +113,13 @@ class GrpcServer:
 class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Every call comes in here: admission first, then the parser, then the handler."""
 
-    def __init__(self, admission: Members | Strangers, idle_s: float) -> None:
+    def __init__(
+        self, admission: Members | Strangers, on_refusal: OnRefusal, idle_s: float
+    ) -> None:
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._idle_s = idle_s
         self._admission = admission
+        self._on_refusal = on_refusal
         self.open: set[Call] = set()
 
     async def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
@@ -139,7 +144,7 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             call.leaf = self._admission.admit(method, call)
             parse = handler.request_deserializer
             if not kind.startswith("stream"):
-                return _parsed(raw, parse)
+                return parse_request(raw, parse)
             requests = _each_parsed(raw, parse)
             return call.blocking(requests) if blocks else requests
 
@@ -173,7 +178,7 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         call = Call(context)
         self.open.add(call)
         try:
-            with observing(method, call, gone=_GONE), call.cut_as_refusal():
+            with observing(method, call, _GONE, self._on_refusal), call.cut_as_refusal():
                 yield call
         except AbortedError as abort:
             await context.abort(abort.code, abort.details, call.trailing)
@@ -205,7 +210,11 @@ class _Door(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _parsed(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
+def parse_request(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
+    """A message as its call reads it, within the bounds of protos/bounds.py.
+
+    Raises: CofuseError bad_request.
+    """
     try:
         message = parse(raw)
     except DecodeError as error:
@@ -218,4 +227,4 @@ async def _each_parsed(
     raw: AsyncIterator[bytes], parse: Callable[[bytes], Any]
 ) -> AsyncIterator[Any]:
     async for message in raw:
-        yield _parsed(message, parse)
+        yield parse_request(message, parse)

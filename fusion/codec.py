@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fusion import packing
 from fusion.contribution import ContributionError, LogitContribution, LogitHeader, runs
 from fusion.logit_file import LogitFile, layout
+from fusion.public_pieces import public_only
 from fusion.tensor_file import TensorFile, TensorWriter, malformed
 
 __all__ = [
@@ -172,12 +173,13 @@ def rewrite_logits(
     """Check as check_logits does, and write the values that were read as a file of our own.
 
     Not one byte is copied: what the layout leaves to a writer's choice (order, spaces, names) is
-    chosen here, so nothing can be told by it. A file of LogitWriter comes out byte for byte.
+    chosen here, so nothing can be told by it; nor by words that only private text has made pieces
+    of the vocabulary (fusion/public_pieces.py). Else a file of LogitWriter comes out as it was.
     Args: out: appears whole, or not at all.
     Raises: ContributionError.
     """
     file = _asked_for(path, prompts, prompt_set_sha256, top_k)
-    vocab_bytes, vocab_offsets = file.vocabulary
+    vocab_bytes, vocab_offsets = public_only(*file.vocabulary, prompts)
     with LogitWriter(
         out,
         file.header,

@@ -148,7 +148,7 @@ def _write_logits(assignment: Assignment, asked: Asked, draft: Draft, out: Path)
     )
     tokenizer, vocab_size = _words_of(draft.model)
     pieces = byte_table(tokenizer, vocab_size).pieces
-    vocabulary, _ = LogitFile(out, asked.texts).vocabulary
+    vocabulary, _ = LogitFile(draft.path, asked.texts).vocabulary
     _same("positions", header.positions, asked.question.positions)
     _same("model_sha256", header.model_sha256, sha256_of(draft.model / WEIGHTS))
     _same("tokenizer_sha256", header.tokenizer_sha256, hash_tokenizer(tokenizer))

@@ -1,16 +1,20 @@
 """Strict TOML for both programs: unknown keys are errors, relative paths start at the file."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from protos.tls import TlsFiles
 
 Address = Annotated[str, StringConstraints(pattern=r"^[^:/\s]+:[0-9]{1,5}$")]
+MAX_CHARS: Final = 128 * 1024
+_DEEP: Final = re.compile(r"(?<![\w.-])(?:[\w-]++[ \t]*+\.[ \t]*+){32}")
+"""A dotted key so deep that reading it takes time that grows with its square."""
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -56,10 +60,15 @@ def toml_values(path: Path) -> dict[str, Any]:
     Raises: ConfigError.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if len(text) > MAX_CHARS:
+            raise ValueError(f"found {len(text)} characters, wanted at most {MAX_CHARS}")
+        if _DEEP.search(text):
+            raise ValueError("found a key of 32 levels or more")
+        return tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:  # no TOML, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, 10,000 brackets
         raise ConfigError(f"{path}: is not TOML: {error}") from error
 
 

@@ -24,6 +24,9 @@ class Entry:
 _S = grpc.StatusCode
 CATALOGUE: Final[dict[str, Entry]] = {
     "not_allowed": Entry(_S.PERMISSION_DENIED, "use a certificate of a role that may do this"),
+    "own_round": Entry(
+        _S.PERMISSION_DENIED, "ask another operator: a round takes the yes of two people"
+    ),
     "no_identity": Entry(
         _S.UNAUTHENTICATED, "present a client certificate issued by this coordinator's authority"
     ),

@@ -56,13 +56,14 @@ def read_prompt_set(path: Path) -> list[Prompt]:
     Raises: PublicSetError naming the line that is not {"text": "..."}.
     """
     prompts: list[Prompt] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # what is no UTF-8 is a line like any other that is no document
         for number, line in enumerate(file, start=1):
             try:
                 prompts.append(Prompt.model_validate_json(line))
             except ValidationError as error:
+                start = line[:60].decode(errors="replace")
                 raise PublicSetError(
-                    f'{path}:{number}: found {line[:60]!r}, wanted {{"text": "..."}} with a text '
+                    f'{path}:{number}: found {start!r}, wanted {{"text": "..."}} with a text '
                     f"that is not empty ({error.errors()[0]['msg']})"
                 ) from error
     if not prompts:

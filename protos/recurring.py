@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from protos.faults import with_lines
 from protos.spec import Name, RoundSpec, SpecError, Strict, first_message, parse_spec
+from protos.yaml_text import read_yaml
 
 _NAMES: Final = re.compile(
     "sun|mon|tue|wed|thu|fri|sat|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
@@ -94,9 +95,8 @@ def load_recurring(path: Path) -> RecurringSpec:
     Raises: SpecError with file, line and cure.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        return RecurringSpec.model_validate(yaml.safe_load(text))
+        root, values = read_yaml(path.read_bytes())
+        return RecurringSpec.model_validate(values)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except yaml.YAMLError as error:

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from protos.faults import in_words, with_lines
+from protos.yaml_text import read_yaml
 
 LossName = Literal["span_kl", "infifusion", "infigfusion", "uld", "minced", "gold", "p_kl"]
 RoutingName = Literal["posterior", "document", "static", "uniform"]
@@ -247,9 +248,7 @@ def load_spec(path: Path) -> RoundSpec:
     Raises: SpecError with file, line and cure for unknown keys, wrong types and broken YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        root, values = read_yaml(path.read_bytes())
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except yaml.YAMLError as error:

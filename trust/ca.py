@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from trust.identity import (
     CLOCK_SKEW,
+    UNREADABLE,
     Identity,
     IdentityError,
     Role,
@@ -160,7 +161,8 @@ def _key_of_request(request: bytes, identity: Identity) -> ec.EllipticCurvePubli
     try:
         csr = x509.load_pem_x509_csr(request)
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound) as error:
+        public_key, is_signed = csr.public_key(), csr.is_signature_valid
+    except UNREADABLE as error:
         raise IdentityError(
             "found a signing request that cannot be read, or that names nobody; wanted the "
             f"{REQUEST} that enrolment wrote: send that file again"
@@ -170,8 +172,8 @@ def _key_of_request(request: bytes, identity: Identity) -> ec.EllipticCurvePubli
         raise IdentityError(
             f"found a request for {asked.uri}, wanted {identity.uri}: check with the applicant"
         )
-    key = _checked_key(csr.public_key())
-    if not csr.is_signature_valid:
+    key = _checked_key(public_key)
+    if not is_signed:
         raise IdentityError("found a request that its own key has not signed: ask for a new one")
     return key
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final, Literal, TypeGuard, get_args
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -22,6 +23,16 @@ _KEPT: Final = 4096
 """Certificates remembered, some 2 kB each: calls come by the thousand under one."""
 _NAME: Final = re.compile(r"[a-z0-9-]{1,40}")
 _IDENTITY: Final = re.compile(r"cofuse://([a-z]+)/([a-z0-9-]{1,40})")
+
+UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for certificates and requests that are none, or not of our kind."""
 
 
 class IdentityError(ValueError):
@@ -63,7 +74,7 @@ def leaf_of(certificate: bytes) -> Leaf:
     found = load_certificate(certificate)
     try:
         usage = list(found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except (x509.ExtensionNotFound, ValueError):
+    except UNREADABLE:
         raise IdentityError(
             "found a certificate that does not say what it is for, wanted one for callers: "
             "ask the operator of the coordinator to issue it again"
@@ -86,7 +97,7 @@ def identity_of(certificate: bytes) -> Identity:
     leaf = load_certificate(certificate)
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    except UNREADABLE:
         raise IdentityError(_no_identity([])) from None
     return parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
 
@@ -145,7 +156,7 @@ def load_certificate(certificate: bytes) -> x509.Certificate:
     load = x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate
     try:
         return load(certificate)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise IdentityError(
             f"found {len(certificate)} bytes that are no X.509 certificate, wanted PEM or DER"
         ) from error

@@ -1,4 +1,4 @@
-"""Sphinx over the Markdown in docs/: furo's theme, GitHub's anchors, nothing fetched by the pages."""
+"""Sphinx over the Markdown in docs/: furo's theme, GitHub's anchors, nothing fetched."""
 
 project = "cofuse"
 author = "The cofuse maintainers"

@@ -220,8 +220,8 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
     )
     spec_json = _spec(shas["prompts.jsonl"]).model_dump_json()
     for number, events in enumerate(((), (Event.CANCEL,), (Event.APPROVE, Event.ISSUE)), 1):
-        submit = _ordered(place, spec_json, f"request-{number}")
-        assert place.send("/cofuse.v1.Research/SubmitRound", submit).error_id == ""
+        submit = _ordered(place, spec_json, f"request-{number}", "researcher")
+        assert place.send("/cofuse.v1.Research/SubmitRound", submit, "researcher").error_id == ""
         for event in events:
             store.advance(f"rnd-{number}", event)
     store.assign("rnd-3", ["st-mary"])
@@ -268,9 +268,11 @@ def _put(place: Place, path: Path, kind: str) -> None:
     assert last.complete
 
 
-def _ordered(place: Place, spec_json: str, nonce: str) -> research_pb2.SubmitRoundRequest:
-    """A submission by the operator, who has signed it, unless it is too long for that."""
-    tls, order = place.identities["operator"], ""
+def _ordered(
+    place: Place, spec_json: str, nonce: str, role: str = "operator"
+) -> research_pb2.SubmitRoundRequest:
+    """A submission by whoever has signed it, unless it is too long for that."""
+    tls, order = place.identities[role], ""
     with contextlib.suppress(ValidationError):
         orderer = Orderer(tls.key, tls.certificate)
         order = orderer.order(spec_json, nonce, timedelta(hours=1), recurring=False)

@@ -9,7 +9,8 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.phi import files_below, forms, hits, likeliest, plant, secrets
 from cofuse.demo.federation import Federation, ParticipantPlan
 from cofuse.demo.run import DemoPlan, _base_job, _write_public, round_spec
 from cofuse.demo.settings import TINY
@@ -47,6 +49,8 @@ class Story:
     weights: Round
     pivots: dict[str, Pivot]
     downloaded: Path
+    told: str
+    """Metrics, and every event that a process told."""
     recorders: list[Recorder]
     idle_connections: set[str]
     connections: set[str]
@@ -69,6 +73,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         federation.start_coordinator(engine_advertise=recorders[1].address)
         recorders[0].target, recorders[1].target = federation.address, federation.engine_address
         _write_public(plan, work)
+        for hospital in HOSPITALS:
+            plant(work / "text" / hospital.name / "private.jsonl", hospital.name)
         _start_participants(federation, work, recorders)
         federation.run("pivot-0", "cofuse.demo.base_pivot", [str(_base_job(plan, work))])
         federation.wait("pivot-0")
@@ -91,10 +97,29 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             downloaded = researcher.download_pivot(logits.pivot_name, out / "pivot")
             pivots = {pivot.name: pivot for pivot in researcher.pivots()}
             events = [event.body for event in researcher.watch(round_id)]
+        metrics = _metrics(heard)
         connections |= _connections(federation)
-        yield Story(work, logits, weights, pivots, downloaded, recorders, idle, connections, events)
+        yield Story(
+            work,
+            logits,
+            weights,
+            pivots,
+            downloaded,
+            metrics + json.dumps(heard),
+            recorders,
+            idle,
+            connections,
+            events,
+        )
     for recorder in recorders:
         recorder.close()
+
+
+def _metrics(heard: list[dict[str, Any]]) -> str:
+    """What the coordinator tells those who monitor it."""
+    address = [one["ops_address"] for one in heard if "ops_address" in one][-1]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as reply:
+        return str(reply.read().decode())
 
 
 def _recorder(work: Path, *, http2: bool) -> Recorder:
@@ -229,11 +254,10 @@ def test_no_private_text_leaves_a_participant(story: Story) -> None:
 def test_the_recorder_would_see_a_leak_and_sees_no_contribution(story: Story) -> None:
     """What is said in the open of a sealed file crosses it; what is inside is for the worker."""
     name = HOSPITALS[0].name
-    shipped = next((story.work / name / "data" / "outbox").glob("logits-*.safetensors"))
-    seen = story.recorders[0].outbound(name)
+    seen, inside = story.recorders[0].outbound(name), _opened(story, name)
     assert b'"suite":"MLKEM768_X25519"' in seen
-    assert shipped.read_bytes()[:64] not in seen
-    assert _opened(story, name) == shipped.read_bytes()
+    assert len(inside) > 10_000
+    assert inside[:64] not in seen
 
 
 def test_every_contribution_has_a_receipt_that_the_hub_signed(story: Story) -> None:
@@ -266,6 +290,35 @@ def _opened(story: Story, participant: str) -> bytes:
         participant=participant,
     )
     return out.read_bytes()
+
+
+def test_no_planted_patient_is_in_any_byte_that_left_or_that_anybody_was_told(
+    story: Story, record_property: Callable[[str, object], None]
+) -> None:
+    """Plain, base64, hex, token ids; also as what the shipped rows say is likeliest."""
+    public = read_prompts(story.work / "public" / "prompts.jsonl")
+    places = [
+        ("metrics and events", story.told.encode()),
+        *files_below(story.work / "coordinator"),
+        *files_below(story.work / "logs"),
+        *files_below(story.downloaded),
+    ]
+    tokenizers = [AutoTokenizer.from_pretrained(story.downloaded)]
+    for hospital in HOSPITALS:
+        data = story.work / hospital.name / "data"
+        tokenizers.append(AutoTokenizer.from_pretrained(data / "expert" / "model"))
+        places += files_below(data / "audit")
+        places.append((f"what {hospital.name} sealed", _opened(story, hospital.name)))
+        places += [(p.name, likeliest(p, public)) for p in data.glob("outbox/logits-*")]
+        for recorder in story.recorders:
+            places.append((f"from {hospital.name}", recorder.outbound(hospital.name)))
+            places.append((f"to {hospital.name}", recorder.inbound_data(hospital.name)))
+    needles = {one: forms(one, tokenizers) for h in HOSPITALS for one in secrets(h.name)}
+    found, size = hits(places, needles)
+    record_property("phi_hits", len(found))
+    record_property("bytes_searched", size)
+    assert not found
+    assert size > 5_000_000
 
 
 def test_participants_talk_to_nobody_but_the_recorders(story: Story) -> None:

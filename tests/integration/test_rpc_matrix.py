@@ -15,15 +15,18 @@ import grpc
 import pytest
 
 from coordinator.access import ANYBODY, ROLES
+from coordinator.audit import lines
 from coordinator.config import CoordinatorConfig
 from coordinator.limits import Rates
 from coordinator.main import Running, serving
+from coordinator.refusals import REFUSED
 from coordinator.revocations import Revocations
 from protos.config import TlsConfig
 from protos.errors import ERROR_KEY
 from protos.tls import TlsFiles, dial
 from tests.integration import certificates
 from trust.ca import create_authority
+from trust.chain import read_record
 from trust.identity import Role, leaf_of
 
 MEMBERS: Final[tuple[Role, ...]] = ("participant", "researcher", "operator")
@@ -75,6 +78,7 @@ def revoked(authority: Path, home: Path, role: Role, name: str) -> TlsFiles:
 
 MAKE: Final[dict[str, Callable[[Path, Path, Role, str], TlsFiles]]] = {
     "valid": certificates.issued,
+    "refused": certificates.issued,
     "revoked": revoked,
     "expired": certificates.expired,
     "wrong-use": certificates.for_servers,
@@ -83,6 +87,23 @@ MAKE: Final[dict[str, Callable[[Path, Path, Role, str], TlsFiles]]] = {
     # Of a consortium like ours: even the authority has the same name; only the key is another.
     "other-federation": lambda *who: certificates.foreign(*who, other="cofuse"),
 }
+
+
+Hold = Callable[[dict[str, str], dict[str, str]], None]
+
+
+@pytest.fixture
+def hold(record_property: Callable[[str, object], None]) -> Hold:
+    """Hold what was found to what was wanted, case by case; the report says how many there were."""
+
+    def held(found: dict[str, str], wanted: dict[str, str]) -> None:
+        assert found.keys() == wanted.keys()
+        wrong = {case: how for case, how in found.items() if how != wanted[case]}
+        record_property("cases", len(found))
+        record_property("failures", len(wrong))
+        assert not wrong
+
+    return held
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +126,32 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.mark.parametrize("role", MEMBERS)
 def test_a_valid_certificate_may_call_what_the_table_grants_and_nothing_else(
-    hub: Hub, role: Role
+    hub: Hub, hold: Hold, role: Role
 ) -> None:
     wanted = {m: GRANTED if role in roles else "not_allowed" for m, roles in ROLES.items()}
-    assert hub.asks(hub.files("valid", role)) == wanted
+    hold(hub.asks(hub.files("valid", role)), wanted)
 
 
-def test_a_revoked_certificate_may_call_nothing_also_on_a_connection_made_before(hub: Hub) -> None:
+def test_what_the_door_refuses_is_on_the_audit_chain_once_for_each_kind(hub: Hub) -> None:
+    files = hub.files("refused", "participant")
+    for _ in range(3):
+        hub.asks(files)
+    caller = leaf_of(files.certificate.read_bytes()).identity.uri
+    wanted = {(m, "not_allowed") for m, roles in ROLES.items() if "participant" not in roles}
+
+    def refused() -> list[tuple[str, str]]:
+        with hub.running.store.database.read() as db:
+            records = [read_record(line) for line in lines(db)]
+        mine = [r for r in records if (r["act"], r["actor"]) == (REFUSED, caller)]
+        return [(r["obj"], r["data"]["error"]) for r in mine]
+
+    _wait_until(lambda: set(refused()) >= wanted)
+    assert sorted(refused()) == sorted(wanted)
+
+
+def test_a_revoked_certificate_may_call_nothing_also_on_a_connection_made_before(
+    hub: Hub, hold: Hold
+) -> None:
     revocations = Revocations(hub.running.store.database)
     with ExitStack() as stack:
         channels = {}
@@ -121,47 +161,47 @@ def test_a_revoked_certificate_may_call_nothing_also_on_a_connection_made_before
             assert GRANTED in {ends(channel, method) for method in ROLES}
             identity = leaf_of(files.certificate.read_bytes()).identity
             revocations.revoke_all_of(identity, "test")
-        for role, channel in channels.items():
+        for channel in channels.values():
             _wait_until(lambda channel=channel: ends(channel, STAT) == "revoked")
-            assert {ends(channel, method) for method in ROLES} == {"revoked"}, role
+            hold({method: ends(channel, method) for method in ROLES}, all_("revoked"))
 
 
 @pytest.mark.parametrize("role", MEMBERS)
-@pytest.mark.parametrize("state", [s for s in MAKE if s not in ("valid", "revoked")])
+@pytest.mark.parametrize("state", [s for s in MAKE if s not in ("valid", "refused", "revoked")])
 def test_any_other_certificate_gets_no_connection(
-    hub: Hub, role: Role, state: str, caplog: pytest.LogCaptureFixture
+    hub: Hub, hold: Hold, role: Role, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert set(hub.asks(hub.files(state, role)).values()) == {NO_CONNECTION}
+    hold(hub.asks(hub.files(state, role)), all_(NO_CONNECTION))
     assert "rpc." not in caplog.text
 
 
-def test_nobody_gets_a_connection_without_a_certificate(hub: Hub) -> None:
-    assert set(_without_certificate(hub, hub.running.address).values()) == {NO_CONNECTION}
+def test_nobody_gets_a_connection_without_a_certificate(hub: Hub, hold: Hold) -> None:
+    hold(_without_certificate(hub, hub.running.address), all_(NO_CONNECTION))
 
 
-def test_the_coordinators_own_certificate_is_no_callers(hub: Hub) -> None:
+def test_the_coordinators_own_certificate_is_no_callers(hub: Hub, hold: Hold) -> None:
     own = TlsFiles(
         ca=hub.authority / "ca.pem",
         certificate=hub.root / "tls" / "certificate.pem",
         key=hub.root / "tls" / "key.pem",
     )
-    assert set(hub.asks(own).values()) == {NO_CONNECTION}
+    hold(hub.asks(own), all_(NO_CONNECTION))
 
 
 def test_the_enrolment_port_answers_what_the_table_grants_anybody_and_knows_no_other_service(
-    hub: Hub,
+    hub: Hub, hold: Hold
 ) -> None:
     granted = {"/cofuse.v1.Enroll/Authority", "/cofuse.v1.Enroll/Redeem"}
     assert granted == {method for method, roles in ROLES.items() if ANYBODY in roles}
-    found = _without_certificate(hub, hub.running.enroll_address)
-    for method, how in found.items():
-        if method in granted:
-            assert how == GRANTED
-        elif method == "/cofuse.v1.Enroll/Renew":
-            assert how == "not_allowed"
-        else:
-            assert how == "UNIMPLEMENTED", method
+    wanted = all_("UNIMPLEMENTED") | dict.fromkeys(granted, GRANTED)
+    wanted["/cofuse.v1.Enroll/Renew"] = "not_allowed"
+    hold(_without_certificate(hub, hub.running.enroll_address), wanted)
+
+
+def all_(how: str) -> dict[str, str]:
+    """Every call ends alike."""
+    return dict.fromkeys(ROLES, how)
 
 
 def _without_certificate(hub: Hub, address: str) -> dict[str, str]:

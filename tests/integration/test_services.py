@@ -192,6 +192,19 @@ def test_a_round_is_submitted_once_and_waits_for_the_operator(
         researcher.cancel(round_id)
 
 
+def test_nobody_approves_their_own_round_under_any_certificate(
+    address: str, identities: MakeIdentity, operator: Coordinator, round_id: str, public: Path
+) -> None:
+    own = operator.submit(_spec(), folder=public)
+    with _sdk(address, identities("operator", "ada")) as ada:  # who has submitted round_id
+        for who, one in ((operator, own), (ada, round_id)):
+            with pytest.raises(RemoteError, match="another operator") as caught:
+                who.approve(one)
+            assert caught.value.error_id == "own_round"
+            assert who.round(one).state == "SUBMITTED"
+        assert ada.approve(own).state == "APPROVED"
+
+
 def test_a_researcher_cancels_nobody_elses_round_and_an_operator_any(
     address: str,
     identities: MakeIdentity,
