@@ -37,6 +37,7 @@ HEADERS: Final = (
 )
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1"})
+_HOST: Final = re.compile(r"([A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 _LENGTH: Final = re.compile(rb"[0-9]{1,9}")
 MAX_BODY_BYTES: Final = 64 * 1024
 """Of a request: forms have a few fields."""
@@ -80,7 +81,8 @@ def refused(
 ) -> tuple[int, str] | None:
     """Why a request is not answered, with the status; None: it is. Pure."""
     host = headers.get(b"host", b"").decode("latin-1")
-    if urlsplit(f"//{host}").hostname not in hosts:
+    named = _HOST.fullmatch(host)
+    if named is None or named[1] not in hosts:
         # A page elsewhere may let a name of its own point here (DNS rebinding).
         return 421, f"found the host {host[:80]!r}, wanted one of {', '.join(sorted(hosts))}"
     if method in _SAFE:

@@ -53,9 +53,13 @@ class WebServer:
         """Wait until it has ended."""
         self._thread.join()
 
+    def end(self) -> None:
+        """Begin to stop; for handlers of signals."""
+        self._server.should_exit = True
+
     def stop(self) -> None:
         """Answer no more."""
-        self._server.should_exit = True
+        self.end()
         if self._thread.is_alive():
             self._thread.join()
         self._socket.close()

@@ -8,9 +8,11 @@ import typer
 
 from cofuse.commands.audit import egress
 from cofuse.commands.connection import Json, fail
+from cofuse.commands.pages import page
 
 app = typer.Typer(no_args_is_help=True, help="Run an institution's participant.")
 app.command()(egress)
+app.command()(page)
 Home = Annotated[Path, typer.Argument(help="The participant's folder.")]
 
 _POLICY = """\

@@ -128,6 +128,20 @@ def receipts(store: Store, limit: int = 500) -> tuple[list[Receipt], dict[str, i
     return found, totals
 
 
+def inputs(store: Store) -> dict[str, list[str]]:
+    """The participants whose contributions were taken, by round."""
+    query = (
+        select(CONTRIBUTIONS.c.round_id, CONTRIBUTIONS.c.participant)
+        .where(CONTRIBUTIONS.c.status == "committed")
+        .order_by(CONTRIBUTIONS.c.participant)
+    )
+    found: dict[str, list[str]] = {}
+    with store.database.read() as db:
+        for round_id, participant in db.execute(query):
+            found.setdefault(round_id, []).append(participant)
+    return found
+
+
 def audit_tail(store: Store, *, before: int = 0, limit: int = 200) -> list[dict[str, Any]]:
     """The last records of the audit chain before number `before` (0: the newest), newest first."""
     query = select(AUDIT.c.line).order_by(AUDIT.c.seq.desc()).limit(limit)

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from coordinator.console import views
 from coordinator.console.desk import Visit, may
+from coordinator.console.queries import inputs
 from coordinator.store import PivotRow
 from protos.errors import CofuseError
 from protos.v1 import research_pb2 as pb
@@ -78,10 +79,8 @@ def evals_csv(visit: Taker, name: str) -> Response:
 @router.get("/pivots")
 def pivots(visit: Reader) -> Response:
     """All of them, and where each comes from."""
-    rows = visit.desk.store.pivots()
-    fused = {row.round_id for row in rows if row.round_id}
-    inputs = {round_id: _inputs(visit, round_id) for round_id in fused}
-    return visit.html("pivots.html", lines=views.lineage(rows, inputs))
+    store = visit.desk.store
+    return visit.html("pivots.html", lines=views.lineage(store.pivots(), inputs(store)))
 
 
 @router.get("/pivots/{name}.tar")
@@ -128,11 +127,6 @@ def roll_back(visit: Roller, name: str) -> Response:
     request = pb.RollbackPivotRequest(name=name)
     made = visit.desk.ask(visit.desk.research.RollbackPivot, request, visit.user)
     return RedirectResponse(f"/pivots/{made.name}", 303)
-
-
-def _inputs(visit: Visit, round_id: str) -> list[str]:
-    parts = visit.desk.store.contributions(round_id)
-    return [part.participant for part in parts if part.status == "committed"]
 
 
 def _card(visit: Visit, row: PivotRow) -> Markup:

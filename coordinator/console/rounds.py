@@ -35,7 +35,7 @@ def rounds(visit: Reader, show: str = "all") -> Response:
     now = now_unix_ms()
     states = FILTERS.get(show, ())
     lines, total = queries.round_lines(visit.desk.store, now, states=states, limit=MAX_LINES)
-    waiting = sum(line.row.state is State.SUBMITTED for line in lines)
+    waiting = [line for line in lines if line.row.state is State.SUBMITTED]
     return visit.html(
         "rounds.html",
         lines=lines,

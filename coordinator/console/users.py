@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
@@ -68,7 +69,6 @@ class Users:
         self._path = data_dir / FOLDER / FILE
         self._clock_ms = clock_ms
         self._hasher = PasswordHasher()
-        self._nobody = self._hasher.hash("nobody's")
 
     def all(self) -> list[User]:
         """Everybody, by name."""
@@ -109,10 +109,14 @@ class Users:
         """The user of a name and a password; takes as long when there is none. Some 50 ms."""
         user = self.get(name)
         try:
-            self._hasher.verify(user.password if user else self._nobody, password)
+            self._hasher.verify(user.password if user else self._nobodys, password)
         except (Argon2Error, InvalidHashError):
             return None
         return user
+
+    @cached_property
+    def _nobodys(self) -> str:
+        return self._hasher.hash("nobody's")
 
     def _save(self, users: list[User]) -> None:
         rows = [user.model_dump() for user in sorted(users, key=lambda user: user.name)]

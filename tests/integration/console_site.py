@@ -54,14 +54,14 @@ class Site:
     operator: Coordinator
     researcher: Coordinator
 
-    def submit(self, name: str, **changes: Any) -> str:
+    def submit(self, example: str, **changes: Any) -> str:
         """A round of examples/ with other settings; return its id."""
-        spec: RoundSpec = round_spec(name, self.plan).model_copy(update=changes)
+        spec: RoundSpec = round_spec(example, self.plan).model_copy(update=changes)
         return self.researcher.submit(spec, folder=self.folder / "public")
 
-    def run(self, name: str, **changes: Any) -> Round:
+    def run(self, example: str, **changes: Any) -> Round:
         """Submit, approve, and wait until it has ended."""
-        round_id = self.submit(name, **changes)
+        round_id = self.submit(example, **changes)
         self.operator.approve(round_id)
         return self.researcher.wait(round_id)
 

@@ -50,9 +50,9 @@
       return shape && { type: "rect", shape: { ...shape, r: 2 }, style: { fill: css(spans[params.dataIndex][1].toLowerCase()) || css("muted") } };
     };
     return {
-      height: 70 + 26 * rows.length,
+      height: 76 + 26 * rows.length,
       option: {
-        grid: { left: 8, right: 18, top: 8, bottom: 8, containLabel: true },
+        grid: { left: 8, right: 34, top: 22, bottom: 8, containLabel: true },
         tooltip: tooltip({
           formatter: ({ value }) => `${names[value[0]]}  ${value[1]}\n${clock.format(value[2])}\n${length(value[3] - value[2])}`,
         }),
@@ -69,7 +69,7 @@
           type: "custom", renderItem: bar, data: spans, encode: { x: [2, 3], y: 0 },
           markLine: now <= last ? {
             silent: true, symbol: "none", data: [{ xAxis: now }],
-            lineStyle: { color: css("ink"), type: "dashed" }, label: { formatter: "now", color: css("muted") },
+            lineStyle: { color: css("ink"), type: "dashed" }, label: { formatter: "now", position: "start", color: css("muted") },
           } : undefined,
         }],
       },
