@@ -1,5 +1,6 @@
 """A small federation with a console: real daemons, real rounds, one participant that asks first."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from coordinator.console.users import Users
 from protos.spec import RoundSpec
 
 PASSWORD = "correct horse battery"
-OPERATOR, RESEARCHER = "grace", "ada"
+OPERATOR, RESEARCHER = "demo-operator", "demo-researcher"
+"""As in their certificates: what they do in the console is the same person's."""
 PATIENCE_S = 240.0
 ASKS = """
 version = 2
@@ -76,7 +78,7 @@ def console_site(folder: Path, settings: DemoSettings = TINY) -> Iterator[Site]:
     console = {
         "approval": "operator",
         "authority": "ca",
-        "enroll_listen": "127.0.0.1:0",
+        "enroll_listen": f"127.0.0.1:{_free_port()}",
         "console": {"listen": "127.0.0.1:0"},
     }
     with Federation(folder, lambda _who, _message: None, settings=console) as federation:
@@ -105,6 +107,12 @@ def console_site(folder: Path, settings: DemoSettings = TINY) -> Iterator[Site]:
             operator.import_pivot("pivot-0", folder / "pivot-0")
             wait_for(lambda: len(researcher.participants()) == len(hospitals), federation)
             yield Site(federation.console_url, folder, plan, federation, operator, researcher)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def wait_for(holds: Callable[[], bool], federation: Federation) -> None:

@@ -1,7 +1,7 @@
-"""The institution's own page: nobody without the link, and decisions as the command line makes them."""
+"""The institution's own page: nobody without the link, decisions as the command line makes them."""
 
 import re
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Page:
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
+def page(tmp_path: Path) -> Page:
     settings = {
         "name": "st-mary",
         "coordinator": "127.0.0.1:1",
@@ -69,8 +69,6 @@ def page(tmp_path: Path) -> Iterator[Page]:
     prompts = [Prompt(text=f"<b>text {n}</b>", domain=None) for n in range(20)]
     write_prompts(data / "rounds" / "rnd-1" / "prompts.jsonl", prompts)
     desk = Desk(load_config(tmp_path / "participant.toml"), "carol")
-    import time
-
     release = RELEASE.model_copy(update={"asked_unix_ms": time.time_ns() // 1_000_000})
     Approvals(data / "approvals").ask(release)
     log = EgressLog(data, "st-mary")
@@ -84,7 +82,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
         follow_redirects=False,
     )
     assert client.get(f"/?key={desk.key}").status_code == 303
-    yield Page(desk, client, release)
+    return Page(desk, client, release)
 
 
 def test_nobody_without_the_link_sees_or_does_anything(page: Page) -> None:

@@ -51,8 +51,11 @@ def test_a_body_longer_than_it_says_is_cut_off() -> None:
         scope = {
             "type": "http",
             "method": "POST",
-            "headers": [(b"host", b"localhost"), (b"origin", b"http://localhost")]
-            + [(b"content-length", b"10")],
+            "headers": [
+                (b"host", b"localhost"),
+                (b"origin", b"http://localhost"),
+                (b"content-length", b"10"),
+            ],
         }
 
         async def receive() -> dict[str, object]:

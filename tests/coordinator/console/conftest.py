@@ -1,13 +1,15 @@
-"""A console over a real store, without a coordinator around it, and browsers that have signed in."""
+"""A console over a real store, without a coordinator around it, and browsers signed in."""
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 from starlette.testclient import TestClient
 
 from coordinator.admission import Members
@@ -25,7 +27,7 @@ from coordinator.store import Store
 from protos.config import TlsConfig
 from protos.messages import FileRef
 from trust.ca import create_authority
-from trust.keys import new_key, load_private
+from trust.keys import new_key
 
 PASSWORD = "correct horse battery"
 SPEC = {
@@ -100,8 +102,6 @@ class World:
         for file, raw in {"model.safetensors": content, "README.md": card.encode()}.items():
             path = self.desk.config.data_dir / file
             path.write_bytes(raw)
-            import hashlib
-
             digest = hashlib.sha256(raw).hexdigest()
             self.desk.artifacts.add(path, digest)
             files.append(FileRef(name=file, sha256=digest, size_bytes=len(raw)))
@@ -125,7 +125,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(tmp_path: Path, authority: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path, authority: Path) -> Iterator[World]:
     """Users: grace, an operator; ada and bob, researchers."""
     ca = authority / "ca" / "ca.pem"
     config = CoordinatorConfig(
@@ -158,9 +158,4 @@ def world(tmp_path: Path, authority: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def cheap_hasher() -> Any:
-    from argon2 import PasswordHasher
-
     return PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
-
-
-Browser = Callable[[str], TestClient]

@@ -1,6 +1,7 @@
 """Lines of tables out of rows: laws that hold for any story."""
 
 import json
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ def test_spans_follow_each_other_without_a_gap(story: list[tuple[str, int]], now
     story.sort(key=lambda pair: pair[1])
     found = spans(story, now)
     assert [state for state, _, _ in found] == [state for state, _ in story]
-    assert all(a[2] == b[1] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[2] == b[1] for a, b in pairwise(found))
     assert all(start <= end for _, start, end in found)
 
 
