@@ -1,7 +1,7 @@
 """Markdown of a model card as a part of a page: tables and text, nothing that fetches or runs."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -17,15 +17,17 @@ def markdown(text: str) -> Markup:
     """HTML of Markdown from whomever: tags in it are shown as text, pictures are left out."""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     tokens = reader.parse(_FRONT.sub("", text, count=1))
-    _without_styles(tokens)
+    _make_fit(tokens)
     html = reader.renderer.render(tokens, reader.options, {})
     return Markup(html)  # noqa: S704 - made of escaped text, see above
 
 
-def _without_styles(tokens: Iterable[Token]) -> None:
-    """Say the alignment of cells by a class: the page's policy forbids styles in attributes."""
-    for token in tokens:
-        if token.attrs.pop("style", None):
+def _make_fit(tokens: Sequence[Token]) -> None:
+    """What the page's policy and its readers need of Markdown's own HTML."""
+    for at, token in enumerate(tokens):
+        if token.attrs.pop("style", None):  # the alignment of a cell: no styles in attributes
             token.attrs["class"] = "number"
-        if token.tag == "pre" or token.type == "fence":
+        if token.type == "fence":
             token.attrs["tabindex"] = "0"  # it scrolls, so the keyboard must reach it
+        if token.type == "th_open" and not tokens[at + 1].content:
+            token.tag = tokens[at + 2].tag = "td"  # nothing is no heading

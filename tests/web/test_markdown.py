@@ -31,3 +31,9 @@ def test_tables_stay_tables_and_front_matter_goes() -> None:
     html = str(markdown("---\nlicense: x\n---\n# t\n\n| a | b |\n|---|--:|\n| c | 1 |\n"))
     assert "license" not in html
     assert '<td class="number">1</td>' in html
+
+
+def test_an_empty_cell_is_no_heading() -> None:
+    html = str(markdown("| | b |\n|---|---|\n| c | 1 |\n"))
+    assert "<th></th>" not in html
+    assert "<th>b</th>" in html
