@@ -1,11 +1,15 @@
 """coordinator.toml: where the coordinator listens, keeps its state, and who approves rounds."""
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
+
+_LOOPBACK: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}):[0-9]{1,5}")
 
 
 class ConsoleConfig(StrictConfig):
@@ -23,6 +27,13 @@ class ConsoleConfig(StrictConfig):
     def is_https(self) -> bool:
         """Whether browsers reach it over TLS, ours or a proxy's."""
         return self.certificate is not None or self.origin.startswith("https:")
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names under which browsers may ask for it."""
+        named = urlsplit(self.origin).hostname if self.origin else None
+        listening = self.listen.rpartition(":")[0]
+        return (listening, named) if named else (listening,)
 
     def below(self, folder: Path) -> "ConsoleConfig":
         """The same, relative paths taken from `folder`."""
@@ -45,8 +56,7 @@ class ConsoleConfig(StrictConfig):
 
 def is_loopback(address: str) -> bool:
     """Whether host:port is reached from this machine alone."""
-    host = address.rpartition(":")[0]
-    return host == "localhost" or host.startswith("127.")
+    return bool(_LOOPBACK.fullmatch(address))
 
 
 class CoordinatorConfig(StrictConfig):

@@ -46,13 +46,12 @@ MAX_BODY_BYTES: Final = 64 * 1024
 class Guard:
     """Refuses other host names, forms from other pages and large bodies; adds HEADERS.
 
-    Args: origin: what people type, such as https://fuse.example.org; loopback's names and any port
-        always do, because whoever uses them is on this machine.
+    Args: hosts: names, besides loopback's own, under which people reach the pages.
     """
 
-    def __init__(self, app: App, *, origin: str = "") -> None:
+    def __init__(self, app: App, *, hosts: Collection[str] = ()) -> None:
         self._app = app
-        self._hosts = _LOOPBACK | ({urlsplit(origin).hostname or ""} if origin else set())
+        self._hosts = _LOOPBACK | set(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

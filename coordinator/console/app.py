@@ -46,8 +46,7 @@ def build(desk: Desk, news: News) -> Any:
     app.add_exception_handler(ForgedFormError, _forged)
     app.add_exception_handler(404, _unknown)
     app.add_exception_handler(Exception, _fault)
-    origin = desk.config.console.origin if desk.config.console else ""
-    return Guard(app, origin=origin)
+    return Guard(app, hosts=desk.config.console.hosts if desk.config.console else ())
 
 
 def _sign_in_routes(app: FastAPI, desk: Desk) -> None:
