@@ -4,6 +4,7 @@ import hmac
 import random
 import secrets
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,11 +18,12 @@ from participant.budget import Ledger
 from participant.config import ParticipantConfig
 from participant.durable import write_durably
 from participant.egress import FOLDER as AUDIT
+from participant.egress import Release as Left
 from participant.egress import releases
 from participant.policy import PolicyRefusalError, load_policy
 from participant.status import PAUSED, read_status
 from protos.public_sets import read_prompts
-from trust.audit_files import check
+from trust.audit_files import check, segments
 from trust.chain import AuditError
 from trust.keys import KeyFileError
 from web.guards import Guard
@@ -173,9 +175,9 @@ def _page(desk: Desk, session: Session, checked: tuple[bool, str] | None = None)
     data = desk.config.data_dir
     trouble = ""
     try:
-        left = list(releases(data))
+        left = _left(data, tuple(path.stat().st_size for path in segments(data / AUDIT)))
     except (AuditError, OSError) as error:
-        left, trouble = [], f"the record of what left cannot be read: {error}"
+        left, trouble = (), f"the record of what left cannot be read: {error}"
     used, limit, fault = _budget(desk)
     by_round: dict[str, int] = {}
     for release in left:
@@ -196,6 +198,12 @@ def _page(desk: Desk, session: Session, checked: tuple[bool, str] | None = None)
         troubles=[words for words in (trouble, fault) if words],
         checked=checked,
     )
+
+
+@lru_cache(2)
+def _left(data: Path, _sizes: tuple[int, ...]) -> tuple[Left, ...]:
+    """Everything that left and was refused; read again only when the files have grown."""
+    return tuple(releases(data))
 
 
 def _budget(desk: Desk) -> tuple[int, int | None, str]:

@@ -111,6 +111,17 @@ def test_it_tells_what_waits_and_what_left(page: Page) -> None:
         assert words in shown, words
 
 
+def test_it_shows_whatever_a_daemon_says_of_itself(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one of another release, that says less."""
+    said = {"phase": "training", "attending": True, "expert_steps": 77_000, "alarm": "went back"}
+    for status in (said, {}):
+        monkeypatch.setattr("participant.page.app.read_status", lambda _, found=status: found)
+        assert page.client.get("/").status_code == 200
+        assert ("77,000 steps" in page.client.get("/").text) is bool(status)
+
+
 def test_a_release_is_approved_in_the_name_of_whoever_runs_the_page(page: Page) -> None:
     address = f"/releases/{page.release.release_id}"
     other = page.post(address, decision="approve", sha256="00" * 32)
