@@ -1,11 +1,62 @@
 """coordinator.toml: where the coordinator listens, keeps its state, and who approves rounds."""
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
+
+_LOOPBACK: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}):[0-9]{1,5}")
+
+
+class ConsoleConfig(StrictConfig):
+    """[console]: the pages for researchers and operators. Without this table there are none."""
+
+    listen: Address = "127.0.0.1:8080"
+    """host:port. Anything but loopback needs certificate and key: people type passwords here."""
+    origin: str = Field(default="", pattern=r"^(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)?$")
+    """What people type, such as https://fuse.example.org, when it is not loopback's name."""
+    certificate: Path | None = None
+    """PEM, for HTTPS; one that browsers trust."""
+    key: Path | None = None
+
+    @property
+    def is_https(self) -> bool:
+        """Whether browsers reach it over TLS, ours or a proxy's."""
+        return self.certificate is not None or self.origin.startswith("https:")
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names under which browsers may ask for it."""
+        named = urlsplit(self.origin).hostname if self.origin else None
+        listening = self.listen.rpartition(":")[0]
+        return (listening, named) if named else (listening,)
+
+    def below(self, folder: Path) -> "ConsoleConfig":
+        """The same, relative paths taken from `folder`."""
+        found = {name: getattr(self, name) for name in ("certificate", "key")}
+        return self.model_copy(
+            update={name: path and folder / path for name, path in found.items()}
+        )
+
+    @model_validator(mode="after")
+    def _not_in_the_clear(self) -> "ConsoleConfig":
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("found one of certificate and key, wanted both or none")
+        if self.certificate is None and not is_loopback(self.listen):
+            raise ValueError(
+                f"found listen {self.listen!r} without certificate and key, wanted them, or "
+                "127.0.0.1:port and a proxy with TLS before it: passwords are typed here"
+            )
+        return self
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port is reached from this machine alone."""
+    return bool(_LOOPBACK.fullmatch(address))
 
 
 class CoordinatorConfig(StrictConfig):
@@ -46,6 +97,8 @@ class CoordinatorConfig(StrictConfig):
     """Training runs side by side in a fusion job; 0: one more than CPU cores."""
     wave: int = Field(default=64, ge=1)
     """Participants on their way to the engine at once; a larger round comes in waves."""
+    console: ConsoleConfig | None = None
+    """The pages for researchers and operators. Default: none."""
     tls: TlsConfig
 
     def store_url(self) -> str:
@@ -64,8 +117,7 @@ class CoordinatorConfig(StrictConfig):
     @field_validator("ops_listen")
     @classmethod
     def _loopback(cls, value: str) -> str:
-        host = value.rpartition(":")[0]
-        if host != "localhost" and not host.startswith("127."):
+        if not is_loopback(value):
             raise ValueError(
                 f"found {value!r}, wanted 127.0.0.1:port: it asks nobody who they are; "
                 "let an agent on this machine read it"
@@ -84,6 +136,7 @@ def load_config(path: Path) -> CoordinatorConfig:
         update={
             "data_dir": here / config.data_dir,
             "authority": config.authority and here / config.authority,
+            "console": config.console and config.console.below(here),
             "tls": config.tls.below(here),
         }
     )

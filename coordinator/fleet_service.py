@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, Final
 
-from coordinator.access import caller
+from coordinator.access import caller, leaf_of_caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
 from coordinator.contribution_check import Wanted
@@ -24,6 +25,7 @@ from protos.v1 import fleet_pb2_grpc
 from trust.anchors import is_head
 from trust.ca import public_key_bytes
 from trust.chain import START, Head
+from trust.identity import Leaf
 
 _LOG = logs.logger("coordinator.fleet_service")
 MISSED_BEATS: Final = 3
@@ -84,14 +86,15 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         self, requests: AsyncIterator[pb.Beat], context: Any
     ) -> AsyncIterator[pb.Summons]:
         """Keep the roll: take beats, and say what has changed for the caller."""
-        name = caller(context).name
+        leaf = leaf_of_caller(context)
+        name = leaf.identity.name
         if name not in self._joined:
             self._joined |= set(await asyncio.to_thread(self._store.participants))
         if name not in self._joined:
             raise CofuseError("not_joined", f"{name!r} attends but has not joined")
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         attendance = self._presence.arrive(name, lambda: _tell(loop, news))
-        beats = asyncio.create_task(self._take_beats(name, requests))
+        beats = asyncio.create_task(self._take_beats(leaf, requests))
         told = None
         try:
             while self._presence.current(name, attendance) and not beats.done():
@@ -123,8 +126,9 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 self._known_head = await asyncio.to_thread(self._store.audit_head)
         return self._known_head
 
-    async def _take_beats(self, name: str, requests: AsyncIterator[pb.Beat]) -> None:
+    async def _take_beats(self, leaf: Leaf, requests: AsyncIterator[pb.Beat]) -> None:
         """Read until the caller closes its side or falls silent."""
+        name = leaf.identity.name
         silence_s, rates = BEAT_S * MISSED_BEATS, Rates(BEATS_PER_S, BEATS_BURST)
         anchors = Rates(ANCHORS_PER_S, ANCHORS_BURST)
         with contextlib.suppress(StopAsyncIteration, TimeoutError):
@@ -132,7 +136,8 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
                 beat = await asyncio.wait_for(anext(requests), silence_s)
                 if not rates.take(name):
                     raise CofuseError("too_many_calls", "found too many beats a second")
-                self._presence.beat(name, _seen(beat))
+                seen = replace(_seen(beat), certificate_ends_unix_s=leaf.ends_unix_s)
+                self._presence.beat(name, seen)
                 if anchors.take(name):  # the next beat tells it again
                     await self._take_anchor(name, Head(beat.audit_seq, beat.audit_head))
 

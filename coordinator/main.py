@@ -69,6 +69,8 @@ class Running:
     store: Store
     enroll_address: str = ""
     """Empty: tokens are not redeemed here."""
+    console_url: str = ""
+    """Empty: there is no console."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class _Parts:
     signer: Signer
     opening: Opening
     refusals: Refusals
+    revocations: Revocations
 
 
 @contextlib.contextmanager
@@ -130,7 +133,8 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
         )
         upkeep.start()
         stack.callback(upkeep.stop)
-        members = Members(Revocations(store.database))
+        revocations = Revocations(store.database)
+        members = Members(revocations)
         members.refresh()  # before anybody may call
         with _told("engine_listen"):
             engine = _engine(config, members)
@@ -161,7 +165,17 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             Invitations(store.database), config.tls.ca, config.authority, config.certificate_days
         )
         parts = _Parts(
-            config, store, artifacts, engine, presence, health, members, signer, opening, refusals
+            config,
+            store,
+            artifacts,
+            engine,
+            presence,
+            health,
+            members,
+            signer,
+            opening,
+            refusals,
+            revocations,
         )
         server = _server(parts, enroll)
         roll = threading.Thread(target=presence.run, args=(store.changed,), name="presence")
@@ -180,10 +194,19 @@ def serving(config: CoordinatorConfig) -> Iterator[Running]:
             with _told("enroll_listen"):
                 enroll_address = f"{_host(config.enroll_listen)}:{door.start()}"
             stack.callback(door.stop)
+        console_url = _console(stack, parts)
         # Last: participants are served while it comes up.
         engine.start(on_failure=lambda e: store.database.on_fatal(f"no engine: {e!r}"))
         address = f"{_host(config.listen)}:{port}"
-        yield Running(address, engine.public_address, ops.address, scheduler, store, enroll_address)
+        yield Running(
+            address,
+            engine.public_address,
+            ops.address,
+            scheduler,
+            store,
+            enroll_address,
+            console_url,
+        )
 
 
 def _host(listen: str) -> str:
@@ -219,15 +242,7 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
     )
     transfer = TransferService(artifacts, store, config.max_upload_bytes)
     orders = Orders(config.tls.ca)
-    research = ResearchService(
-        store,
-        artifacts,
-        parts.signer,
-        orders,
-        auto_approve=config.approval == "auto",
-        attending=parts.presence.attending,
-        stopping=parts.health.stopping,
-    )
+    research = _research(parts, orders)
     recurring = RecurringService(store, research.checked, orders)
     return GrpcServer(
         config.listen,
@@ -243,6 +258,39 @@ def _server(parts: _Parts, enroll: EnrollService) -> GrpcServer:
         parts.members,
         parts.refusals.note,
     )
+
+
+def _research(parts: _Parts, orders: Orders) -> ResearchService:
+    return ResearchService(
+        parts.store,
+        parts.artifacts,
+        parts.signer,
+        orders,
+        auto_approve=parts.config.approval == "auto",
+        attending=parts.presence.attending,
+        stopping=parts.health.stopping,
+    )
+
+
+def _console(stack: ExitStack, parts: _Parts) -> str:
+    """Serve the console until the stack ends, where one is wanted; return its address."""
+    config = parts.config.console
+    if config is None:
+        return ""
+    from coordinator.console.serving import Console  # half a second, for those who want it
+
+    with _told("console.listen"):
+        console = Console(
+            parts.config,
+            parts.store,
+            parts.artifacts,
+            _research(parts, Orders(parts.config.tls.ca)),
+            parts.presence.attending,
+            Members(parts.revocations),
+        )
+    console.start()
+    stack.callback(console.stop)
+    return console.url
 
 
 def _stop(
@@ -317,6 +365,8 @@ def _run(config: CoordinatorConfig) -> int:
         }
         if running.enroll_address:
             ready["enroll_address"] = running.enroll_address
+        if running.console_url:
+            ready["console_url"] = running.console_url
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         loop = threading.Thread(target=schedule, name="scheduler")

@@ -38,6 +38,8 @@ class Seen:
     seen_unix_ms: int
     awaiting: frozenset[str] = frozenset()
     """Of these, whose finished releases wait for a person there."""
+    certificate_ends_unix_s: float = 0.0
+    """Of the one it calls under; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cofuse.commands import members, upkeep
+from cofuse.commands import members, upkeep, users
 from cofuse.commands.connection import answer, fail, tell
 from cofuse.output import App
 
 app = App(no_args_is_help=True, help="Run the consortium's coordinator.")
 for command in (members.invite, members.revoke, upkeep.fsck, upkeep.backup, upkeep.restore):
     app.command()(command)
+app.add_typer(users.app, name="user")
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
 

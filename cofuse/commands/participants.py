@@ -7,10 +7,12 @@ import typer
 
 from cofuse.commands.audit import egress
 from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.pages import page
 from cofuse.output import App
 
 app = App(no_args_is_help=True, help="Run an institution's participant.")
 app.command()(egress)
+app.command()(page)
 Home = Annotated[Path, typer.Argument(help="The participant's folder.")]
 
 _POLICY = """\

@@ -48,14 +48,19 @@ class ParticipantPlan:
 class Federation:
     """Starts processes, hears what they say, and ends every one of them."""
 
-    def __init__(self, folder: Path, hear: Hear) -> None:
+    def __init__(
+        self, folder: Path, hear: Hear, *, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Args: settings: of coordinator.toml, besides or instead of the demo's own."""
         self._folder = folder
+        self._settings = settings or {}
         self._hear = hear
         self._processes: dict[str, Popen[str]] = {}
         self._readers: dict[str, threading.Thread] = {}
         self._ready: Queue[dict[str, Any]] = Queue()
         self.address = ""
         self.engine_address = ""
+        self.console_url = ""
 
     def __enter__(self) -> "Federation":
         return self
@@ -96,6 +101,7 @@ class Federation:
                 "certificate": "tls/certificate.pem",
                 "key": "tls/key.pem",
             },
+            **self._settings,
         }
         (home / "coordinator.toml").write_text(toml_text(settings), encoding="utf-8")
         self._spawn("coordinator", "coordinator.main", [str(home / "coordinator.toml")])
@@ -104,6 +110,7 @@ class Federation:
         """Wait until the coordinator serves."""
         ready = self._wait_ready("coordinator")
         self.address, self.engine_address = ready["address"], ready["engine_address"]
+        self.console_url = ready.get("console_url", "")
 
     def enrol(self, name: str) -> None:
         """Make a participant's key at its own folder and have its certificate signed, once."""

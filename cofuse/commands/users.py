@@ -1,0 +1,87 @@
+"""`cofuse coordinator user`: who may sign in to the console."""
+
+import getpass
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cofuse.commands.connection import fail
+
+if TYPE_CHECKING:
+    from coordinator.console.users import Users
+
+app = typer.Typer(no_args_is_help=True, help="Let people sign in to the console.")
+Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+Name = Annotated[str, typer.Argument(help="Lower case, digits and dashes.")]
+
+
+@app.command()
+def add(
+    home: Home,
+    name: Name,
+    role: Annotated[str, typer.Option(help="researcher or operator.")] = "researcher",
+) -> None:
+    """Let somebody in, or give them another password; it is asked for, or read from stdin.
+
+    What they do in the console is recorded under ROLE/NAME, as with a certificate of that name.
+    """
+    from coordinator.console.users import UserError
+    from trust.identity import IdentityError
+
+    if role not in ("researcher", "operator"):
+        fail(f"--role: found {role!r}, wanted researcher or operator", 2)
+    known: Any = role
+    users = _users(home)
+    try:
+        users.add(name, known, _password())
+    except (UserError, IdentityError, OSError) as error:
+        fail(error, 2)
+    typer.echo(f"{role}/{name} may sign in", err=True)
+
+
+@app.command()
+def remove(home: Home, name: Name) -> None:
+    """Let somebody in no more; their sessions end at once."""
+    from coordinator.console.users import UserError
+
+    try:
+        _users(home).remove(name)
+    except (UserError, OSError) as error:
+        fail(error, 2)
+    typer.echo(f"{name} may sign in no more", err=True)
+
+
+@app.command("ls")
+def ls(home: Home) -> None:
+    """List who may sign in."""
+    for user in _users(home).all():
+        typer.echo(f"{user.name:<40} {user.role}")
+
+
+def _users(home: Path) -> "Users":
+    from coordinator.config import load_config
+    from coordinator.console.users import Users
+    from protos.config import ConfigError
+
+    try:
+        config = load_config(home / "coordinator.toml")
+    except ConfigError as error:
+        fail(error, 2)
+    if config.console is None:
+        typer.echo(
+            f"note: {home / 'coordinator.toml'} has no [console] yet; add: "
+            '[console] listen = "127.0.0.1:8080"',
+            err=True,
+        )
+    return Users(config.data_dir)
+
+
+def _password() -> str:
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    password = getpass.getpass("password: ")
+    if getpass.getpass("once more: ") != password:
+        fail("found two different passwords, wanted the same twice", 2)
+    return password
