@@ -27,13 +27,13 @@ FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 # A process that lived this long was healthy: its successor starts without a longer pause.
 HEALTHY_S: Final = 60.0
-GRACE_S: Final = 100.0
-"""For a checkpoint of the training; systemd's TimeoutStopSec is longer."""
 _STARTED: Final = ("guard", "trainer", "courier")
-_STOPPED: Final = (("guard", "trainer"), ("courier",))
-"""In this order: the last answers of the guard still go out."""
-_FINAL: Final = {2: 2, 3: 1}
-"""A child's exit status for which no new start would help, and ours then (participant/child.py)."""
+_STOPPED: Final = ((("guard", "trainer"), 90.0), (("courier",), 15.0))
+"""In this order, as the last answers of the guard still go out; each within so many seconds: the
+first is for a checkpoint of the training. systemd's TimeoutStopSec is longer than both."""
+_FINAL: Final = {("guard", 2): 2, ("guard", 3): 1, ("trainer", 3): 1, ("courier", 3): 1}
+"""Whose exit status means that no new start would help, and ours then (participant/child.py). Of a
+bad configuration the guard speaks for all, so it is waited for."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -72,8 +72,8 @@ class Supervisor:
                 if child.process is None and child.due_s <= time.monotonic():
                     self._start(child)
             self._turn(self._next_s())
-        for roles in _STOPPED:
-            self._end(roles)
+        for roles, grace_s in _STOPPED:
+            self._end(roles, grace_s)
         return self._status
 
     def _start(self, child: _Child) -> None:
@@ -111,8 +111,8 @@ class Supervisor:
         child.process = None
         if self._status is not None:
             return
-        if code in _FINAL:
-            self._status = _FINAL[code]
+        if (child.role, code) in _FINAL:
+            self._status = _FINAL[child.role, code]
             return
         now = time.monotonic()
         if now - child.born_s > HEALTHY_S:
@@ -126,9 +126,9 @@ class Supervisor:
         due = [child.due_s for child in self._children.values() if child.process is None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
-    def _end(self, roles: tuple[str, ...]) -> None:
+    def _end(self, roles: tuple[str, ...], grace_s: float) -> None:
         """Ask some to end, and wait; whoever takes too long is killed."""
-        ends_s = time.monotonic() + GRACE_S
+        ends_s = time.monotonic() + grace_s
         mine = [self._children[role] for role in roles]
         for child in mine:
             if child.process is not None:
