@@ -1,5 +1,6 @@
 """The server's line to the opener: it asks whether a contribution counts, and looks at none."""
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -80,7 +81,8 @@ class Opening:
             self._stopped, child = True, self._child
         if child is not None:
             assert child.stdin is not None
-            child.stdin.close()
+            with contextlib.suppress(OSError):  # it has just died
+                child.stdin.close()
             end(child)
 
     def _answer(self, question: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Worker:
 
         Returns: what the guard signed. Raises: SealError (nothing is left at `out`), OSError.
         """
+        out.unlink(missing_ok=True)
         known = self._known(participant)
         try:
             release, key = verify_release(read_header(path).statement, known)

@@ -22,6 +22,7 @@ from tests.integration.test_proxies import ConnectProxy, make_proxy, through
 from trust.ca import create_authority, new_identity
 from trust.identity import Identity, IdentityError, fingerprint, leaf_of
 from trust.pivot_manifest import SIGNER_FILE
+from trust.seal_keys import RECIPIENT_FILE
 from trust.tokens import Token
 
 __all__ = ["make_proxy"]
@@ -77,7 +78,8 @@ def test_who_joins_can_call_and_the_key_never_left(hub: Hub, tmp_path: Path) -> 
     assert leaf.identity == Identity("participant", "st-anna")
     assert leaf.ends_unix_s - leaf.issued_unix_s == DAYS * 86_400
     assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
-    assert (tmp_path / SIGNER_FILE).read_bytes() == (hub.root / "ca" / SIGNER_FILE).read_bytes()
+    for public in (SIGNER_FILE, RECIPIENT_FILE):
+        assert (tmp_path / public).read_bytes() == (hub.root / "ca" / public).read_bytes()
 
 
 def test_who_sits_behind_a_proxy_joins_through_it(
