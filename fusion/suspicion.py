@@ -55,12 +55,16 @@ class Signs:
     lies: float
     """The share of what it promised, in [0, 1], that the text never keeps, beyond chance."""
     worst_lie: float
-    """Of the worst of those: standard deviations by which the text kept less than was promised."""
+    """Of the worst of those: standard deviations by which the text kept less than was promised,
+    as if there were _ROWS rows at most."""
 
 
-LIMITS: Final = Signs(false_nats=2.0, lies=0.005, worst_lie=15.0)
-"""Above what sincere sources were seen to reach (benchmarks/poisoning.py: 0.1, 0.002 and 5; an
-over-fitted one 1.2 nats), below what poison needs to do harm."""
+LIMITS: Final = Signs(false_nats=2.0, lies=0.02, worst_lie=15.0)
+"""Twice and more what sincere sources were seen to reach (0.9 for an over-fitted one, 0.006 and 8),
+below what attacks did (3, 0.036 and, for a trigger, 25 to 44): benchmarks/poisoning.py."""
+_ROWS: Final = 10_000
+"""From so many rows on a promise must be broken as often as before, not only as surely: what is a
+little off everywhere is the surer the more text there is."""
 _TIMES: Final = 3.0
 """A suspect is also so many times worse than the others are: a text may be odd for all."""
 _NEVER: Final = 0.02
@@ -164,5 +168,5 @@ def _signs(tally: _Tally) -> Signs:
     return Signs(
         false_nats=(tally.surprise - tally.expected) / tally.weight,
         lies=float(lack_C[lied_C].sum() / tally.promised.sum()),
-        worst_lie=float(beyond_C[lied_C].max(initial=0.0)),
+        worst_lie=float(beyond_C[lied_C].max(initial=0.0)) / max(1, tally.weight / _ROWS) ** 0.5,
     )
