@@ -24,7 +24,6 @@ from fusion.models import eos_id
 from protos.chunks import sha256_of
 from protos.public_sets import read_evals
 
-
 _CANNOT: Final = (ValueError, OSError, ImportError, LookupError, TypeError, AttributeError)
 """How AutoTokenizer says that it does not know what to do with a folder."""
 

@@ -10,8 +10,9 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from fusion.models import load_model, save_model
 from protos.spec import RoundSpec
-from tests.coordinator.finished_pivot import TEXTS, finished_pivot
+from tests.coordinator.finished_pivot import TEXTS, finished_pivot, tiny_model
 from trust.pivot_folder import check_contents
 
 
@@ -89,3 +90,14 @@ def test_the_page_about_pivots_names_every_file(pivot: Path) -> None:
     assert {path.name for path in pivot.iterdir()} - tasks <= named
     kinds = {re.sub(r"^cofuse_.*_(text|choice)", r"cofuse_DOMAIN_\1", name) for name in tasks}
     assert {name for name in kinds if name.endswith(".yaml")} <= named
+
+
+def test_a_chat_template_stays_with_the_model_from_pivot_to_pivot(tmp_path: Path) -> None:
+    """Servers refuse to chat without one."""
+    model, tokenizer = load_model(tiny_model(tmp_path / "a"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    save_model(model, tokenizer, tmp_path / "b")
+    save_model(*load_model(tmp_path / "b"), tmp_path / "c")
+    text = (tmp_path / "c" / "chat_template.jinja").read_text()
+    assert text == tokenizer.chat_template
+    check_contents({path.name: path for path in (tmp_path / "c").iterdir()})
