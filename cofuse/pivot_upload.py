@@ -1,11 +1,14 @@
 """A pivot's way to the Hugging Face Hub: only whole, only by somebody's explicit word."""
 
 import hashlib
+import re
 from pathlib import Path
+from typing import Final
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError
+
+_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 class UploadError(ValueError):
@@ -22,10 +25,8 @@ def upload_pivot(folder: Path, repository: str, *, token: str | None, public: bo
         raise UploadError("HF_HUB_OFFLINE is set: nothing leaves this machine; unset it to upload")
     if (token := token or get_token()) is None:
         raise UploadError("no token of the Hub: set HF_TOKEN, or run `hf auth login`")
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise UploadError(f"found {repository!r}, wanted OWNER/NAME: {error}") from None
+    if not _REPOSITORY.fullmatch(repository):
+        raise UploadError(f"found {repository!r}, wanted OWNER/NAME")
     names = _whole(folder)
     api = HfApi(token=token)
     try:

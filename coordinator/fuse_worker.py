@@ -26,7 +26,7 @@ from coordinator.fusion_runs import CONTROLS, WITHOUT, Run, plan, settings_of
 from coordinator.merging import copies_as_deltas, write_merged
 from coordinator.pivot_card import canonical
 from coordinator.pivot_files import write_pivot
-from coordinator.pivot_tasks import METRIC
+from coordinator.pivot_tasks import MAX_DOMAINS, METRIC
 from coordinator.sealed import Worker, is_sealed
 from fp8.train import Progress
 from fusion.codec import LogitFile
@@ -170,7 +170,7 @@ def work(job: FuseJob) -> None:
             rolling = told.result()
     credit = _credit(job, evals)
     values = {**evals, "credit": credit, "pivot": pivot_model}
-    if rolling:
+    if 0 < len(rolling) <= MAX_DOMAINS:
         values["lm_eval"] = {METRIC["text"]: rolling}
     _whole(job.result, lambda partial: write_pivot(job, models[pivot_model], values, partial))
 

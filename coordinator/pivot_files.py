@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import yaml
@@ -19,10 +19,13 @@ from coordinator.pivot_card import (
     model_card,
     sums,
 )
-from coordinator.pivot_tasks import METRIC, RESULTS_FILE, results, task_files, tasks_of
+from coordinator.pivot_tasks import METRIC, RESULTS_FILE, Kind, results, task_files, tasks_of
 from fusion.models import eos_id
 from protos.chunks import sha256_of
 from protos.public_sets import read_evals
+
+_CANNOT: Final = (ValueError, OSError, ImportError, LookupError, TypeError, AttributeError)
+"""How AutoTokenizer says that it does not know what to do with a folder."""
 
 
 def write_pivot(job: FuseJob, model_folder: Path, evals: Mapping[str, Any], folder: Path) -> None:
@@ -72,8 +75,11 @@ def _lineage(job: FuseJob, model_folder: Path) -> dict[str, Any]:
 def _tokenizer(model_folder: Path) -> dict[str, Any]:
     """With which class the tokenizer is opened as it is, and what stands before a text."""
     own = PreTrainedTokenizerFast.from_pretrained(model_folder, local_files_only=True)
-    auto = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
-    backend = getattr(auto, "backend_tokenizer", None)
+    try:
+        auto = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
+        backend = getattr(auto, "backend_tokenizer", None)
+    except _CANNOT:  # a fusion that has been paid for does not end on it
+        backend = None
     same = backend is not None and backend.to_str() == own.backend_tokenizer.to_str()
     kind = "AutoTokenizer" if same else "PreTrainedTokenizerFast"
     return {"tokenizer": kind, "prefix_token_id": eos_id(own)}
@@ -86,7 +92,7 @@ def _lm_eval(
     assert job.evals is not None
     own = PreTrainedTokenizerFast.from_pretrained(model_folder, local_files_only=True)
     tasks = tasks_of(read_evals(job.evals), str(own.eos_token))
-    scores = {
+    scores: dict[Kind, dict[str, float]] = {
         "text": evals["lm_eval"][METRIC["text"]],
         "choice": evals["accuracy"].get(evals["pivot"], {}),
     }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from fusion.models import load_model, save_model
 from protos.spec import RoundSpec
-from tests.coordinator.finished_pivot import TEXTS, finished_pivot
+from tests.coordinator.finished_pivot import TEXTS, finished_pivot, tiny_model
 from trust.pivot_folder import check_contents
 
 
@@ -67,3 +69,35 @@ def test_the_cards_own_lines_open_it_and_encode_as_it_was_trained(
     own = found["tokenizer"]
     assert [own(text)["input_ids"] for text in TEXTS] == [tokenizer(t)["input_ids"] for t in TEXTS]  # type: ignore[operator]
     assert isinstance(found["model"], type(AutoModelForCausalLM.from_pretrained(folder)))
+
+
+def test_a_tokenizer_that_auto_tokenizer_cannot_open_costs_no_pivot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("unknown tokenizer")
+
+    monkeypatch.setattr("coordinator.pivot_files.AutoTokenizer.from_pretrained", refuse)
+    lineage = json.loads((finished_pivot(tmp_path) / "lineage.json").read_text())
+    assert lineage["model"]["tokenizer"] == "PreTrainedTokenizerFast"
+
+
+def test_the_page_about_pivots_names_every_file(pivot: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pivot.md").read_text(encoding="utf-8")
+    cells = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    named = set(re.findall(r"`([^`]+)`", cells))
+    tasks = {path.name for path in pivot.glob("cofuse_*")}
+    assert {path.name for path in pivot.iterdir()} - tasks <= named
+    kinds = {re.sub(r"^cofuse_.*_(text|choice)", r"cofuse_DOMAIN_\1", name) for name in tasks}
+    assert {name for name in kinds if name.endswith(".yaml")} <= named
+
+
+def test_a_chat_template_stays_with_the_model_from_pivot_to_pivot(tmp_path: Path) -> None:
+    """Servers refuse to chat without one."""
+    model, tokenizer = load_model(tiny_model(tmp_path / "a"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    save_model(model, tokenizer, tmp_path / "b")
+    save_model(*load_model(tmp_path / "b"), tmp_path / "c")
+    text = (tmp_path / "c" / "chat_template.jinja").read_text()
+    assert text == tokenizer.chat_template
+    check_contents({path.name: path for path in (tmp_path / "c").iterdir()})

@@ -72,6 +72,16 @@ def test_an_institution_reaches_the_coordinator_alone_and_opens_no_port() -> Non
     assert services["rehearse"]["network_mode"] == "none"
 
 
+def test_the_rehearsal_lays_out_every_volume_and_hands_it_over() -> None:
+    """What is mounted read-only cannot change hands: only the volumes do."""
+    rehearse = COMPOSE["services"]["rehearse"]
+    (line,) = rehearse["command"]
+    assert line.split(" && ")[0] == f"/rehearse.sh /cofuse coordinator {' '.join(SITES)}"
+    assert line.split("10001:10001 ")[1].split() == list(COMPOSE["volumes"])
+    mounted = {v.split(":")[0] for v in rehearse["volumes"] if not v.endswith(":ro")}
+    assert mounted == COMPOSE["volumes"].keys()
+
+
 def test_whatever_stays_up_is_closed_and_its_volumes_are_named() -> None:
     for name, service in COMPOSE["services"].items():
         for volume in service["volumes"]:
