@@ -17,12 +17,15 @@ from trust.pivot_manifest import (
 
 
 def unsigned(records: Records, artifacts: Artifacts, signer: Ed25519PublicKey) -> Iterator[str]:
-    """What no receiver would take: each pivot whose manifest is not there, not ours, or not true.
+    """What no receiver would take: each pivot whose manifest is not ours, or not true.
 
+    One that has none is of an older release; the coordinator's next start signs it.
     Args: signer: the public half of the pivots' key.
     """
     manifests: dict[str, Manifest] = {}
     for pivot in records.pivots:
+        if MANIFEST_FILE not in {file.name for file in pivot.files}:
+            continue
         try:
             manifests[pivot.name] = _manifest(pivot, artifacts, signer)
         except (ManifestError, OSError) as error:
@@ -39,8 +42,8 @@ def unsigned(records: Records, artifacts: Artifacts, signer: Ed25519PublicKey) -
 def _manifest(pivot: PivotRow, artifacts: Artifacts, signer: Ed25519PublicKey) -> Manifest:
     """Raises: ManifestError, OSError."""
     files = {file.name: file for file in pivot.files}
-    if MANIFEST_FILE not in files or not artifacts.has(files[MANIFEST_FILE].sha256):
-        raise ManifestError("it has no manifest")
+    if not artifacts.has(files[MANIFEST_FILE].sha256):
+        raise ManifestError("its manifest is lost")
     made = open_manifest(artifacts.path(files[MANIFEST_FILE].sha256).read_bytes(), signer)
     said = (made.name, made.parent.name if made.parent is not None else "")
     if said != (pivot.name, pivot.parent):

@@ -49,6 +49,11 @@ def test_signed_pivots_are_as_they_should_be(hub: Hub) -> None:
     assert said(hub) == []
 
 
+def test_a_pivot_of_an_older_release_is_signed_at_the_next_start(hub: Hub) -> None:
+    change(hub, "pivot-1", lambda files: files.pop())
+    assert said(hub) == []
+
+
 def test_another_key_s_signature_counts_as_none(hub: Hub) -> None:
     new_key(hub.root / "other.pem")
     assert [one.partition(":")[0] for one in said(hub, "other.pub")] == ["pivot-0", "pivot-1"]
@@ -57,7 +62,7 @@ def test_another_key_s_signature_counts_as_none(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (lambda files: files.pop(), "pivot-1: it has no manifest"),
+        (lambda files: files[-1].update(sha256="0" * 64), "pivot-1: its manifest is lost"),
         (lambda files: files.pop(0), "model.safetensors: not the files that its manifest lists"),
         (lambda files: files[0].update(sha256="0" * 64), "not the files that its manifest lists"),
     ],
