@@ -16,7 +16,7 @@ MIN_IDS: Final = 4
 _WORD_TYPES: Final = ("<u2", "<i4", "<i8")
 
 
-def patients(hospital: str, count: int = 5) -> list[str]:
+def patients(hospital: str, count: int = 2) -> list[str]:
     """Names, numbers and addresses that are nowhere else; the same for one hospital."""
     random_ = random.Random(hospital)
 

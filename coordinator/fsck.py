@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from coordinator.artifacts import Artifacts
 from coordinator.database import Database
 from coordinator.fsck_audit import Audited, Change, read_audit
+from coordinator.fsck_pivots import unsigned
 from coordinator.records import Needed, Records, read_records
 from coordinator.rounds import FINAL, TRANSITIONS, State
 from protos.chunks import sha256_of
@@ -25,7 +26,7 @@ CHECKED: Final = {
     "I0": "the database is sound",
     "I1": "every file that a receipt, a pivot or a round names is there, with its bytes",
     "I2": "no contribution is counted twice in a round, and no round made two pivots",
-    "I3": "pivots descend from older ones, each made by the published round that names it",
+    "I3": "pivots descend from older ones, each made by the round that names it, and signed",
     "I4": "every round ends by its deadline and 30 s",
     "I5": "the audit chain is unbroken, and holds an intent for every receipt",
     "I7": "every state change is in the round's story, legal, and audited with who may do it",
@@ -72,11 +73,13 @@ def fsck(
     *,
     hashes: bool = True,
     audit_key: Ed25519PublicKey | None = None,
+    pivot_signer: Ed25519PublicKey | None = None,
 ) -> Verdict:
     """Check every invariant that the tables allow.
 
     Args: hashes: read every file whole; else only look for it and its size. audit_key: what signs
-        the audit chain; without it only the chain itself is checked.
+        the audit chain; without it only the chain itself is checked. pivot_signer: what signs the
+        pivots; without it their manifests are not looked at.
     Raises: StoreError when the schema is not this release's.
     """
     with database.read() as connection:
@@ -91,6 +94,7 @@ def fsck(
         *_files(records, artifacts, sizes, hashes=hashes),
         *_counted_once(records),
         *_lineage(records),
+        *(_manifests(records, artifacts, pivot_signer) if pivot_signer is not None else ()),
         *_overdue(records, now_unix_ms),
         *_chain(audited),
         *_stories(records),
@@ -168,6 +172,15 @@ def _lineage(records: Records) -> Iterator[Finding]:
         if row.state is State.PUBLISHED and row.pivot_name not in names:
             says = f"{row.round_id} is PUBLISHED, but {row.pivot_name} is not there"
             yield Finding("I3", says, _RESTORE)
+
+
+def _manifests(
+    records: Records, artifacts: Artifacts, signer: Ed25519PublicKey
+) -> Iterator[Finding]:
+    """I3, as receivers check it."""
+    do = "start the coordinator, which signs anew what is whole; else restore the newest backup"
+    for says in unsigned(records, artifacts, signer):
+        yield Finding("I3", says, do)
 
 
 def _version(name: str) -> int:

@@ -30,13 +30,22 @@ def fsck(
     from coordinator.clock import now_unix_ms
     from coordinator.database import open_database
     from coordinator.fsck import fsck as check
+    from trust.keys import load_public
+    from trust.pivot_manifest import SIGNER_FILE
 
     with _config(home) as config:
         database = open_database(config.store_url())
         try:
             artifacts = open_artifacts(config.data_dir, config.artifacts)
-            key = audit_key(config.data_dir)
-            verdict = check(database, artifacts, now_unix_ms(), hashes=hashes, audit_key=key)
+            signer = config.tls.ca.with_name(SIGNER_FILE)
+            verdict = check(
+                database,
+                artifacts,
+                now_unix_ms(),
+                hashes=hashes,
+                audit_key=audit_key(config.data_dir),
+                pivot_signer=load_public(signer) if signer.exists() else None,
+            )
         finally:
             database.close()
     _tell(verdict)
