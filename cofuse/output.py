@@ -4,14 +4,15 @@
 line of stdout. A command says `tell` for people and `answer` for programs, and ends with `fail`.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.utils import get_params_from_function
 
 from cofuse.failures import failure_of
@@ -109,16 +110,9 @@ class Command(TyperCommand):
         return super().get_help(ctx).replace("\\[", "[")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Also what cannot be parsed is told to a program that asked for JSON."""
-        asked = "--json" in args
-        try:
+        """As click's."""
+        with _misuse(ctx, args):
             return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            if asked:
-                ctx.meta[_JSON] = True
-                told = failure_of(error.format_message(), code="usage").as_json()
-                _write({"schema": SCHEMA, "ok": False, "error": told}, ctx)
-            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; every error becomes words, and every --json an envelope."""
@@ -144,8 +138,23 @@ class Command(TyperCommand):
             answer({})
 
 
+class Group(TyperGroup):
+    """A group that tells a program, too, when there is no such command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's."""
+        with _misuse(ctx, args):
+            return super().resolve_command(ctx, args)
+
+
 class App(typer.Typer):
     """A Typer whose commands, and those of the apps added to it, are `Command`s."""
+
+    def __init__(self, **settings: Any) -> None:
+        """As Typer's; click itself suggests the command that was meant."""
+        super().__init__(**{"cls": Group, "suggest_commands": False, **settings})
 
     def command(
         self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **settings: Any
@@ -170,6 +179,20 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     writer.writerow(header)
     writer.writerows(rows)
     return out.getvalue().rstrip("\n")
+
+
+@contextlib.contextmanager
+def _misuse(ctx: click.Context, args: Sequence[str]) -> Iterator[None]:
+    """What cannot be parsed is told to a program that asked for JSON, too."""
+    asked = "--json" in args
+    try:
+        yield
+    except click.UsageError as error:
+        if asked:
+            ctx.meta[_JSON] = True
+            told = failure_of(error.format_message(), code="usage").as_json()
+            _write({"schema": SCHEMA, "ok": False, "error": told}, ctx)
+        raise
 
 
 def _noting(key: str, before: Callable[..., Any] | None) -> Callable[..., Any]:

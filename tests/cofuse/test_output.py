@@ -124,10 +124,12 @@ def test_a_failure_may_carry_data() -> None:
     assert (code, envelope["data"], envelope["ok"]) == (1, {"n": 1}, False)
 
 
-def test_misuse_is_told_to_programs_too() -> None:
-    done = CliRunner().invoke(app, ["round", "show", "--json"])
+@pytest.mark.parametrize("words", [["round", "show"], ["rond", "ls"], ["round", "shw", "rnd-1"]])
+def test_misuse_is_told_to_programs_too(words: list[str]) -> None:
+    done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 2
     assert json.loads(done.stdout)["error"]["code"] == "usage"
+    assert done.stderr.count("Did you mean") == (words != ["round", "show"])
 
 
 def test_every_error_there_is_has_its_class_its_page_and_a_known_status() -> None:
