@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.config import CoordinatorConfig
-from coordinator.main import serving
+from coordinator.wiring import serving
 from coordinator.sealed import ensure_worker_key, worker_folder
 from protos.config import TlsConfig
 from protos.tls import TlsFiles

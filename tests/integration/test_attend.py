@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from coordinator.audit import lines
-from coordinator.main import serving
+from coordinator.wiring import serving
 from coordinator.presence import BEAT_S
 from coordinator.serving import GrpcServer
 from protos.errors import CofuseError, RemoteError, abort, remote_errors

@@ -34,7 +34,7 @@ from coordinator.access import ANYBODY, ROLES
 from coordinator.config import CoordinatorConfig
 from coordinator.invitations import Invitations
 from coordinator.limits import Rates
-from coordinator.main import Running, serving
+from coordinator.wiring import Running, serving
 from coordinator.rounds import Event
 from coordinator.store import Store
 from protos.chunks import put_requests, sha256_of

@@ -11,7 +11,7 @@ from cofuse.joining import fetch_authority, join
 from coordinator.config import CoordinatorConfig
 from coordinator.enroll_service import EnrollService
 from coordinator.invitations import Invitations
-from coordinator.main import Running, serving
+from coordinator.wiring import Running, serving
 from participant.client import Client
 from protos.config import TlsConfig
 from protos.errors import CofuseError, RemoteError

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from cofuse.cli import app
 from cofuse.sdk import PIVOTS_SEEN, Coordinator
 from coordinator.artifacts import open_artifacts
-from coordinator.main import serving
+from coordinator.wiring import serving
 from coordinator.store import Store
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant.client import Client

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coordinator.config import CoordinatorConfig
-from coordinator.main import Running, serving
+from coordinator.wiring import Running, serving
 from coordinator.revocations import Revocations
 from participant.client import Client
 from participant.renewal import Renewal, renew

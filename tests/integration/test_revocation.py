@@ -16,7 +16,7 @@ import pytest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 
 from coordinator.admission import Members
-from coordinator.main import Running, serving
+from coordinator.wiring import Running, serving
 from coordinator.revocations import Revocations
 from coordinator.serving import GrpcServer
 from protos.chunks import sha256_of

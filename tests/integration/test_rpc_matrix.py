@@ -18,7 +18,7 @@ from coordinator.access import ANYBODY, ROLES
 from coordinator.audit import lines
 from coordinator.config import CoordinatorConfig
 from coordinator.limits import Rates
-from coordinator.main import Running, serving
+from coordinator.wiring import Running, serving
 from coordinator.refusals import REFUSED
 from coordinator.revocations import Revocations
 from protos.config import TlsConfig

@@ -19,7 +19,7 @@ import pytest
 
 from cofuse.sdk import Coordinator
 from coordinator.config import CoordinatorConfig
-from coordinator.main import serving
+from coordinator.wiring import serving
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant import loop
 from participant.approvals import Approvals

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import cofuse
 from cofuse import AsyncCoordinator, Coordinator, FusionRound, RoundFailedError, WaitTimedOutError
 from cofuse.cli import app
-from coordinator.main import serving
+from coordinator.wiring import serving
 from coordinator.rounds import Event
 from protos.messages import FileRef
 from tests.cofuse.envelope import told

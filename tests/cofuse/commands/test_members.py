@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cofuse.cli import app
 from coordinator.config import load_config
-from coordinator.main import serving
+from coordinator.wiring import serving
 from coordinator.revocations import Revocations
 from coordinator.store import Store
 from trust.ca import new_identity, sign_request
