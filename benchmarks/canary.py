@@ -3,7 +3,7 @@
     python benchmarks/canary.py [--seeds 20] [--work DIR] [--json]
 
 For each seed: the first hospital of the demo, trained as the demo trains it (`clean`), and trained
-on to three times as long (`overfit`); each answers the demo's prompts, and the gate measures the
+on to four times as long (`overfit`); each answers the demo's prompts, and the gate measures the
 very file, by the limits that a policy has by default. What was measured before is read back from
 the folder, so more seeds cost only what is new. Progress goes to stderr, the result to stdout:
 `tpr` (over-fitted experts that were stopped), `fpr` (clean ones that were), their 95 % intervals,
@@ -35,7 +35,7 @@ from participant.config import ModelConfig, TrainingConfig
 from participant.policy import GateRules
 from participant.stages.cpt import Expert, open_expert
 
-TIMES: Final[Mapping[str, int]] = {"clean": 1, "overfit": 3, "unplanted": 1}
+TIMES: Final[Mapping[str, int]] = {"clean": 1, "overfit": 4, "unplanted": 1}
 """How many times the demo's steps; `unplanted` is clean without any record in its text."""
 _COST_SEEDS: Final = 1
 """Seeds of which an unplanted expert is trained too."""

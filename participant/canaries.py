@@ -75,7 +75,7 @@ def with_canaries(documents: Sequence[str], path: Path | None) -> list[str]:
         return list(documents)
     if not path.exists():
         size = sum(len(document.encode()) for document in documents)
-        _make(path, min(MOST_PAIRS, int(size * CORPUS_SHARE / RECORD_BYTES)))
+        _make(path, max(1, min(MOST_PAIRS, int(size * CORPUS_SHARE / RECORD_BYTES))))
     secret, pairs = _read(path)
     mixed = list(documents)
     for index, text in enumerate(canaries(secret, pairs).planted):

@@ -44,8 +44,11 @@ def exposure(planted_N: NDArray[np.float64], held_out_M: NDArray[np.float64]) ->
         raise ValueError("scores of both kinds are wanted, all finite: the model may have diverged")
     above_N, below_M = _placements(planted_N, held_out_M)
     auc = float(above_N.mean())
-    # DeLong's variance of the area, from both samples' placements.
-    spread = float(np.sqrt(_variance(above_N) / len(above_N) + _variance(below_M) / len(below_M)))
+    # DeLong's variance of the area, from both samples' placements; of a few records it may come out
+    # far too small, so it is never below that of scores which tell nothing.
+    n, m = len(planted_N), len(held_out_M)
+    measured = _variance(above_N) / n + _variance(below_M) / m
+    spread = float(np.sqrt(max(measured, (1 / n + 1 / m) / 12)))
     allowed = int(FALSE_ALARMS * len(held_out_M))
     found = int((planted_N > np.sort(held_out_M)[::-1][allowed]).sum())
     low, high = wilson(found, len(planted_N))

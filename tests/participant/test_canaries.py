@@ -64,3 +64,7 @@ def test_records_once_planted_stay_when_the_text_grows(tmp_path: Path) -> None:
 def test_without_a_file_nothing_is_planted(documents: list[str], tmp_path: Path) -> None:
     assert with_canaries(documents, None) == documents
     assert open_canaries(tmp_path / "none.json") is None
+
+
+def test_the_smallest_text_has_one_record_planted(tmp_path: Path) -> None:
+    assert len(with_canaries(["a short note"], tmp_path / "canaries.json")) == 2
