@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from cofuse.commands.connection import answer, fail, tell
+from cofuse.output import App
 
-app = typer.Typer(no_args_is_help=True, help="Hand out what an auditor asks for.")
+app = App(no_args_is_help=True, help="Hand out what an auditor asks for.")
 
 
 @app.callback()

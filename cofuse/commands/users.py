@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cofuse.commands.connection import fail
+from cofuse.commands.connection import answer, fail, tell
+from cofuse.output import App
 
 if TYPE_CHECKING:
     from coordinator.console.users import Users
 
-app = typer.Typer(no_args_is_help=True, help="Let people sign in to the console.")
+app = App(no_args_is_help=True, help="Let people sign in to the console.")
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 Name = Annotated[str, typer.Argument(help="Lower case, digits and dashes.")]
 
@@ -39,6 +40,7 @@ def add(
     except (UserError, IdentityError, OSError) as error:
         fail(error, 2)
     typer.echo(f"{role}/{name} may sign in", err=True)
+    answer({"name": name, "role": role})
 
 
 @app.command()
@@ -51,13 +53,16 @@ def remove(home: Home, name: Name) -> None:
     except (UserError, OSError) as error:
         fail(error, 2)
     typer.echo(f"{name} may sign in no more", err=True)
+    answer({"name": name})
 
 
 @app.command("ls")
 def ls(home: Home) -> None:
     """List who may sign in."""
-    for user in _users(home).all():
-        typer.echo(f"{user.name:<40} {user.role}")
+    users = _users(home).all()
+    for user in users:
+        tell(f"{user.name:<40} {user.role}")
+    answer({"users": [{"name": user.name, "role": user.role} for user in users]})
 
 
 def _users(home: Path) -> "Users":

@@ -53,7 +53,7 @@ def test_an_export_proves_itself(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, said = run("compliance", "export", home, out, "--json")
     assert code == 0, said
-    listed = json.loads(said.splitlines()[-1])["files"]
+    listed = json.loads(said.splitlines()[-1])["data"]["files"]
     there = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert there == {*listed, "SHA256SUMS"}
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out, check=True)

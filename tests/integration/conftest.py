@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.config import CoordinatorConfig
-from coordinator.wiring import serving
 from coordinator.sealed import ensure_worker_key, worker_folder
+from coordinator.wiring import serving
 from protos.config import TlsConfig
 from protos.tls import TlsFiles
 from trust.ca import Role, create_authority, new_identity, sign_request

@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from coordinator.audit import lines
-from coordinator.wiring import serving
 from coordinator.presence import BEAT_S
 from coordinator.serving import GrpcServer
+from coordinator.wiring import serving
 from protos.errors import CofuseError, RemoteError, abort, remote_errors
 from protos.tls import dial
 from protos.v1 import fleet_pb2 as pb

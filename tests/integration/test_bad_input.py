@@ -34,9 +34,9 @@ from coordinator.access import ANYBODY, ROLES
 from coordinator.config import CoordinatorConfig
 from coordinator.invitations import Invitations
 from coordinator.limits import Rates
-from coordinator.wiring import Running, serving
 from coordinator.rounds import Event
 from coordinator.store import Store
+from coordinator.wiring import Running, serving
 from protos.chunks import put_requests, sha256_of
 from protos.config import TlsConfig
 from protos.errors import CATALOGUE, ERROR_KEY
@@ -224,6 +224,7 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
         assert place.send("/cofuse.v1.Research/SubmitRound", submit, "researcher").error_id == ""
         for event in events:
             store.advance(f"rnd-{number}", event)
+    submit = _ordered(place, spec_json, "request-4")  # by the operator, who may approve no own one
     store.assign("rnd-3", ["st-mary"])
     waiting, ended, collecting = (research_pb2.RoundRequest(round_id=f"rnd-{n}") for n in (1, 2, 3))
     header = transfer_pb2.PutHeader(

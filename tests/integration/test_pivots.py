@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 from cofuse.cli import app
 from cofuse.sdk import PIVOTS_SEEN, Coordinator
 from coordinator.artifacts import open_artifacts
-from coordinator.wiring import serving
 from coordinator.store import Store
+from coordinator.wiring import serving
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant.client import Client
 from participant.config import ParticipantConfig

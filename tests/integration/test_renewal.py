@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from coordinator.config import CoordinatorConfig
-from coordinator.wiring import Running, serving
 from coordinator.revocations import Revocations
+from coordinator.wiring import Running, serving
 from participant.client import Client
 from participant.renewal import Renewal, renew
 from protos.config import TlsConfig

@@ -16,9 +16,9 @@ import pytest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 
 from coordinator.admission import Members
-from coordinator.wiring import Running, serving
 from coordinator.revocations import Revocations
 from coordinator.serving import GrpcServer
+from coordinator.wiring import Running, serving
 from protos.chunks import sha256_of
 from protos.errors import RemoteError, remote_errors
 from protos.tls import TlsFiles, dial

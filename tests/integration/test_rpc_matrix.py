@@ -18,9 +18,9 @@ from coordinator.access import ANYBODY, ROLES
 from coordinator.audit import lines
 from coordinator.config import CoordinatorConfig
 from coordinator.limits import Rates
-from coordinator.wiring import Running, serving
 from coordinator.refusals import REFUSED
 from coordinator.revocations import Revocations
+from coordinator.wiring import Running, serving
 from protos.config import TlsConfig
 from protos.errors import ERROR_KEY
 from protos.tls import TlsFiles, dial

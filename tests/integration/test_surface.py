@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import cofuse
 from cofuse import AsyncCoordinator, Coordinator, FusionRound, RoundFailedError, WaitTimedOutError
 from cofuse.cli import app
-from coordinator.wiring import serving
 from coordinator.rounds import Event
+from coordinator.wiring import serving
 from protos.messages import FileRef
 from tests.cofuse.envelope import told
 from tests.coordinator.archive import Archive

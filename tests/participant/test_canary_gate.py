@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from participant import canary_gate
+from participant import canaries, canary_gate
 from participant.canary_gate import RECALL, RELEASE, Question, check, verdict
 from participant.canary_stats import Exposure, exposure
 from participant.config import ModelConfig, TrainingConfig
@@ -110,7 +110,8 @@ def test_the_guard_keeps_nothing_of_a_release_that_did_not_pass(
     house.policy()
     with (house.home / "policy.toml").open("a") as file:
         file.write('[gates]\ncanaries = "block"\n')
-    (house.home / "data" / "canaries.json").write_text("{}")
+    (house.home / "data" / canaries.FILE).parent.mkdir()
+    (house.home / "data" / canaries.FILE).write_text("{}")
     with pytest.raises(PolicyRefusalError, match="canary gate"):
         house.release(house.guard(), house.entry())
     assert house.sealed == []

@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from cofuse.cli import app
 from coordinator.config import load_config
-from coordinator.wiring import serving
 from coordinator.revocations import Revocations
 from coordinator.store import Store
+from coordinator.wiring import serving
 from trust.ca import new_identity, sign_request
 from trust.identity import Identity, Leaf, fingerprint
 from trust.tokens import parse_token

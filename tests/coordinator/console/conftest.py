@@ -18,6 +18,7 @@ from coordinator.config import ConsoleConfig, CoordinatorConfig
 from coordinator.console.app import build
 from coordinator.console.desk import Desk
 from coordinator.console.news import News
+from coordinator.orders import Orders
 from coordinator.presence import Seen
 from coordinator.research_service import ResearchService
 from coordinator.revocations import Revocations
@@ -138,7 +139,9 @@ def world(tmp_path: Path, authority: Path) -> Iterator[World]:
     store, artifacts = Store.at(tmp_path / "db.sqlite"), Artifacts(tmp_path / "artifacts")
     seen: dict[str, Seen | None] = {}
     signer = Signer(store, artifacts, authority / "signer.key")
-    research = ResearchService(store, artifacts, signer, auto_approve=False, attending=lambda: seen)
+    research = ResearchService(
+        store, artifacts, signer, Orders(ca), auto_approve=False, attending=lambda: seen
+    )
     desk = Desk(
         config=config,
         store=store,
