@@ -40,7 +40,7 @@ from participant.engine import Task, TaskLostError
 from trust import ca
 
 ONLINE_S = 30.0
-DELIVERY_S = 30.0
+DELIVERY_S = 90.0  # Flower may lose a message to who comes back; it goes out again
 
 
 @dataclass

@@ -29,8 +29,8 @@ def run(model: nn.Module, forward: Callable[..., Any]) -> tuple[float, list[torc
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("block", LEAN),
         # Tracing takes seconds each.
+        pytest.param("block", LEAN, marks=pytest.mark.slow),
         *(pytest.param(n, {}, marks=pytest.mark.slow) for n in ("block", "rowwise", "current")),
         pytest.param("mxfp8", LEAN, marks=pytest.mark.slow),
     ],

@@ -53,6 +53,7 @@ def test_a_demo_answers_with_all_its_keys(
     assert "pairwise" in report.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything_it_started(tmp_path: Path) -> None:
     demo = _training_demo(tmp_path)
     children = psutil.Process(demo.pid).children(recursive=True)
