@@ -30,7 +30,7 @@ from fusion.evaluate import bits_per_byte
 from fusion.extract import extract_to_file
 from participant import canaries
 from participant.canary_gate import Question, measure, verdict
-from participant.canary_stats import Exposure, wilson
+from participant.canary_stats import Exposure, share_interval
 from participant.config import ModelConfig, TrainingConfig
 from participant.policy import GateRules
 from participant.stages.cpt import Expert, open_expert
@@ -123,7 +123,7 @@ def summarise(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
     def rate(kind: str) -> dict[str, Any]:
         stopped, of = sum(one["stopped"] for one in found[kind]), len(found[kind])
-        low, high = wilson(stopped, of)
+        low, high = share_interval(stopped, of)
         return {"rate": stopped / of, "stopped": stopped, "of": of, "low": low, "high": high}
 
     told = {

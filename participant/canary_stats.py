@@ -3,6 +3,8 @@
 Shapes: N = planted records, M = held-out ones.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +15,7 @@ FALSE_ALARMS: Final = 0.01
 """Of the held-out records, in the second measure."""
 _Z: Final = 1.959964
 """Of 95 %, both sides."""
+_HALVINGS: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,7 @@ def exposure(planted_N: NDArray[np.float64], held_out_M: NDArray[np.float64]) ->
     spread = float(np.sqrt(max(measured, (1 / n + 1 / m) / 12)))
     allowed = int(FALSE_ALARMS * len(held_out_M))
     found = int((planted_N > np.sort(held_out_M)[::-1][allowed]).sum())
-    low, high = wilson(found, len(planted_N))
+    low, high = share_interval(found, len(planted_N))
     rank_N = 1 + (held_out_M[None, :] >= planted_N[:, None]).sum(axis=1)
     return Exposure(
         planted=len(planted_N),
@@ -66,12 +69,29 @@ def exposure(planted_N: NDArray[np.float64], held_out_M: NDArray[np.float64]) ->
     )
 
 
-def wilson(found: int, of: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share (E. B. Wilson, 1927)."""
-    share, z2 = found / of, _Z**2
-    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = _Z / (1 + z2 / of) * float(np.sqrt(share * (1 - share) / of + z2 / (4 * of**2)))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def share_interval(found: int, of: int) -> tuple[float, float]:
+    """Return an interval that holds a share in 95 % of cases or more, however few they are.
+
+    Source: the exact interval of Clopper and Pearson (1934).
+    """
+
+    def edge(inside: Callable[[float], bool]) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if inside(middle) else (low, middle)
+        return low
+
+    low = edge(lambda share: _at_least(found, of, share) < 0.025) if found else 0.0
+    high = edge(lambda share: 1 - _at_least(found + 1, of, share) > 0.025) if found < of else 1.0
+    return low, high
+
+
+def _at_least(found: int, of: int, share: float) -> float:
+    """The chance to find so many or more when each is found with the chance `share`."""
+    return math.fsum(
+        math.comb(of, n) * share**n * (1 - share) ** (of - n) for n in range(found, of + 1)
+    )
 
 
 def _placements(

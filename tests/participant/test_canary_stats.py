@@ -1,11 +1,13 @@
 """What is told of nothing is told by nothing, and what is told of all is told to the end."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from participant.canary_stats import exposure, wilson
+from participant.canary_stats import exposure, share_interval
 
 
 def _draws(seed: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -44,9 +46,25 @@ def test_ties_tell_nothing() -> None:
 @given(st.integers(0, 300), st.integers(1, 300))
 def test_a_share_lies_in_its_interval(found: int, of: int) -> None:
     found = min(found, of)
-    low, high = wilson(found, of)
+    low, high = share_interval(found, of)
     assert 0 <= low <= found / of + 1e-9
     assert found / of - 1e-9 <= high <= 1
+
+
+@pytest.mark.parametrize("of", [1, 2, 5, 40])
+def test_however_few_there_are_the_interval_holds_the_share_in_95_of_100_cases(of: int) -> None:
+    for share in (0.01, 0.03, 0.2, 0.5, 0.97):
+        chance = [math.comb(of, n) * share**n * (1 - share) ** (of - n) for n in range(of + 1)]
+        intervals = [share_interval(n, of) for n in range(of + 1)]
+        held = [low <= share <= high for low, high in intervals]
+        assert sum(c for c, is_held in zip(chance, held, strict=True) if is_held) >= 0.95
+
+
+def test_one_record_that_stands_out_is_no_proof() -> None:
+    found = exposure(np.array([2.0]), np.linspace(0, 1, 900))
+    assert found.tpr == 1
+    assert found.tpr_low <= 0.03
+    assert found.auc_low <= 0.55
 
 
 @pytest.mark.parametrize(("planted", "held_out"), [([], [1.0]), ([1.0], []), ([np.nan], [1.0])])
