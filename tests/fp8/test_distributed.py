@@ -225,6 +225,7 @@ def equal(losses: list[float], wanted: list[float]) -> bool:
     return losses == pytest.approx(wanted, rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in RUNS if n != "float8-adamw"])
 def test_two_ranks_lose_what_one_loses(found: dict[str, Any], name: str) -> None:
     alone = RUNS[name]().losses
@@ -233,6 +234,7 @@ def test_two_ranks_lose_what_one_loses(found: dict[str, Any], name: str) -> None
     assert name != "not converted" or found[name] == pytest.approx(alone, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_bit_moments_learn_on_two_ranks_too(found: dict[str, Any]) -> None:
     """Their groups are counted within a shard, so the codes are not quite those of one rank."""
     alone = RUNS["float8-adamw"]().losses
@@ -240,6 +242,7 @@ def test_eight_bit_moments_learn_on_two_ranks_too(found: dict[str, Any]) -> None
     assert equal(found["float8-adamw"][:3], alone[:3])
 
 
+@pytest.mark.slow
 def test_ranks_know_of_each_other(found: dict[str, Any]) -> None:
     assert (found["size"], found["gathered"]) == (2, [0, 1])
     metrics, nothing = found["progress"]
@@ -248,6 +251,7 @@ def test_ranks_know_of_each_other(found: dict[str, Any]) -> None:
     assert metrics[::2] == [float(EIGHT_AT(step)[:, 0].float().mean()) for step in range(2)]
 
 
+@pytest.mark.slow
 def test_the_whole_model_is_gathered_on_the_first_rank(folder: Path, found: dict[str, Any]) -> None:
     model = tiny()
     train(model, BATCH_AT, causal_lm_loss, CONFIG)
@@ -257,6 +261,7 @@ def test_the_whole_model_is_gathered_on_the_first_rank(folder: Path, found: dict
     assert all(torch.allclose(whole[k], wanted[k], rtol=1e-3, atol=1e-5) for k in wanted)
 
 
+@pytest.mark.slow
 def test_a_step_that_breaks_on_one_rank_is_skipped_by_all(found: dict[str, Any]) -> None:
     with pytest.warns(RuntimeWarning, match="step 3 is skipped"):
         alone = train(tiny(), BATCH_AT, loss_that_breaks_on_the_last_rows, CONFIG)
@@ -270,6 +275,7 @@ def test_a_step_that_breaks_on_one_rank_is_skipped_by_all(found: dict[str, Any])
     assert equal(losses, alone.losses)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_between_one_rank_and_two(folder: Path, found: dict[str, Any]) -> None:
     straight = RUNS["plain"]().losses
     assert equal(found["resumed from one"], straight)
@@ -279,6 +285,7 @@ def test_a_checkpoint_moves_between_one_rank_and_two(folder: Path, found: dict[s
     assert equal(again.losses, straight)
 
 
+@pytest.mark.slow
 def test_what_a_rank_keeps_for_itself_is_resumed_too(folder: Path, found: dict[str, Any]) -> None:
     assert found["8-bit moments, resumed"] == found["float8-adamw"]
     # Each rank has a history of its own, and a checkpoint the largest of them.

@@ -48,6 +48,7 @@ def checkpoint_of(make: Callable[..., nn.Module]) -> nn.Module:
     return base
 
 
+@pytest.mark.slow
 def test_continued_in_low_precision_it_ends_where_fp32_ends(
     tiny_model: Callable[..., nn.Module],
 ) -> None:

@@ -54,7 +54,14 @@ def test_the_release_is_the_one_the_engines_were_written_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["coordinator.superlink", "coordinator.flower_run", "participant.supernode"]
+    "module",
+    [
+        pytest.param(
+            "coordinator.superlink", marks=pytest.mark.slow
+        ),  # it loads what the next does
+        "coordinator.flower_run",
+        "participant.supernode",
+    ],
 )
 def test_nothing_phones_home(module: str) -> None:
     """In a process of its own: the switches count only before the first import of flwr."""

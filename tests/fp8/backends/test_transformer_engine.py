@@ -266,6 +266,7 @@ def test_an_old_engine_is_refused(monkeypatch: pytest.MonkeyPatch, engine: Stand
     assert entered == [(True, "Float8BlockScaling")]
 
 
+@pytest.mark.slow
 def test_absent_and_broken_engines_are_refused_with_the_reason(tmp_path: Path) -> None:
     refuse = (
         "import torch; from fp8.backends.transformer_engine import TransformerEngine;"
@@ -279,6 +280,7 @@ def test_absent_and_broken_engines_are_refused_with_the_reason(tmp_path: Path) -
     assert "cannot be imported: found no core" in _run(refuse, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_engine_is_never_imported_without_cuda(tmp_path: Path) -> None:
     (tmp_path / "transformer_engine").mkdir()
     (tmp_path / "transformer_engine" / "__init__.py").write_text("raise SystemExit('imported')")
