@@ -185,7 +185,9 @@ def run(job: Job) -> tuple[Job, float, dict[str, float]]:
         if kept["sizes"] == sizes:
             return job, 0.0, kept["bpb"]
     made = JOBS[job.kind](job)
-    texts = texts_of(job.seed, job.sizes, hospitals_of(job.what))
+    # The base is what six hospitals' recovery is measured from, too.
+    measured = SIX if job.what == "base" else hospitals_of(job.what)
+    texts = texts_of(job.seed, job.sizes, measured)
     heldout = {d.name: d.heldout for d in texts.departments} | {GENERAL: texts.general_heldout}
     bpb = {name: bits_per_byte(*made, docs) for name, docs in heldout.items()}
     note.write_text(json.dumps({"sizes": sizes, "bpb": bpb}), encoding="utf-8")

@@ -63,9 +63,10 @@ def _lineage(job: FuseJob, model_folder: Path) -> dict[str, Any]:
         "round_id": job.round_id,
         "spec": json.loads(job.spec.model_dump_json()),
         "parent_weights_sha256": sha256_of(job.directory / "pivot" / "model.safetensors"),
+        # As they were shipped and receipted: each institution finds its own release here.
         "contributions": {
             name: {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
-            for name, path in job.contributions.items()
+            for name, path in {**job.contributions, **job.sealed}.items()
         },
         "model": {**_tokenizer(model_folder), "license": license_of(_text(job, "README.md"))},
         "software": {"torch": torch.__version__},

@@ -362,7 +362,9 @@ def test_the_lineage_names_parent_and_every_contribution(story: Story) -> None:
     assert lineage["parent"] == "pivot-0"
     assert set(lineage["contributions"]) == {hospital.name for hospital in HOSPITALS}
     card = (story.downloaded / "README.md").read_text(encoding="utf-8")
-    for part in lineage["contributions"].values():
+    for name, part in lineage["contributions"].items():
+        left = releases(story.work / name / "data")
+        assert part["sha256"] in [one.sha256 for one in left if one.what == "logits"]
         assert part["sha256"][:16] in card
 
 
