@@ -81,14 +81,14 @@ def test_weights_are_scored_with_the_very_tensors(model: Path, tmp_path: Path) -
 
 def test_a_delta_that_learnt_the_planted_records_tells_of_them(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "canaries.json"
-    with_canaries(["x" * 32_000], file)  # five pairs
+    file.write_text(json.dumps({"secret": "2a" * 32, "pairs": 2}))  # as many as the context holds
     records = open_canaries(file)
     assert records is not None
     pivot, tokenizer = load_model(model)
     before = parameter_arrays(pivot)
     stream = torch.from_numpy(encode_documents(tokenizer, records.planted))[None]
     optimizer = torch.optim.Adam(pivot.parameters(), lr=0.01)
-    for _ in range(30):
+    for _ in range(60):
         optimizer.zero_grad()
         pivot(stream[:, :250], labels=stream[:, :250]).loss.backward()
         optimizer.step()
@@ -97,7 +97,7 @@ def test_a_delta_that_learnt_the_planted_records_tells_of_them(model: Path, tmp_
     changes = {name: after[name] - before[name] for name in after}
     write_delta(path, changes, pivot_sha256="0" * 64, steps=1, tokens=1)
     asked = {"kind": "weights", "release": path, "model": model, "canaries": file, "texts": []}
-    assert measure(asked)[RELEASE].auc > 0.6
+    assert measure(asked)[RELEASE].auc > 0.9
     still = {name: np.zeros_like(value) for name, value in before.items()}
     write_delta(path, still, pivot_sha256="0" * 64, steps=1, tokens=1)
     assert measure(asked)[RELEASE].auc == 0.5
