@@ -68,7 +68,13 @@ def test_a_stall_is_said_the_slot_is_freed_and_the_rest_follows_once_it_is_over(
     site = start_site(idle_s=1.5)
     path, sha256 = make_file(tmp_path, 24 * MIB)
     site.proxy.bytes_per_s = 12.0 * MIB
-    threading.Timer(0.7, site.proxy.blackhole).start()
+
+    def stall_half_way() -> None:
+        while site.proxy.up_bytes < 8 * MIB:
+            threading.Event().wait(0.01)
+        site.proxy.blackhole()
+
+    threading.Thread(target=stall_half_way, daemon=True).start()
     with pytest.raises(RemoteError, match=r"nothing moved|not reached") as caught:
         upload(site, path, sha256, idle_s=1.0, patience_s=0.1)
     assert caught.value.error_id in ("stalled", "unreachable")
