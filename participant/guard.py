@@ -98,7 +98,8 @@ class Guard:
             self._check_prompts(assignment.round_id, policy.prompts, asked.texts)
             self.ledger.reserve(asked.question, policy.logits)
             path = self._sealed / f"{assignment.round_id}{SUFFIX}"
-            draft, rules = work(asked), sha256_of(self._config.policy)
+            rules = sha256_of(self._config.policy)  # before the work: it may be edited meanwhile
+            draft = work(asked)
 
             def inspect(plain: Path) -> None:
                 self._measure(policy, assignment, asked, draft, plain)
