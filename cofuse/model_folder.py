@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as hf_logging
 
 from fp8.block_layout import ExportError, is_fp8_checkpoint, load_fp8_into
-from fusion.models import encode_text
+from fusion.models import LOADING, encode_text
 
 TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -59,9 +59,10 @@ def load_folder(folder: Path) -> PreTrainedModel:
     try:
         if is_fp8_checkpoint(folder):
             return _load_fp8(folder)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", local_files_only=True, output_loading_info=True
-        )
+        with LOADING:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", local_files_only=True, output_loading_info=True
+            )
     except (ExportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FolderError(f"{folder} cannot be loaded: {_first_lines(error)}") from error
     if missing := sorted(info["missing_keys"]):
@@ -106,7 +107,7 @@ def _load_fp8(folder: Path) -> PreTrainedModel:
     """Load by our own reader: transformers' wants accelerate, and misreads ragged sizes."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     del config.quantization_config
-    with no_init_weights():
+    with LOADING, no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.bfloat16)
     model.tie_weights()
     load_fp8_into(model, folder)

@@ -7,6 +7,7 @@ first token. There is no BOS. Shapes: N = tokens of a stream.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ from fusion.byte_tables import encode_text as encode_text
 EOS: Final = "<|endoftext|>"
 EOS_ID: Final = 0
 Architecture = Literal["llama", "qwen2", "gpt_neox"]
+LOADING: Final = threading.Lock()
+"""Held while a model is built or loaded: transformers patches torch's initialisers for the whole
+process meanwhile, so that another thread's model would keep whatever lay in its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +129,7 @@ def build_model(spec: ModelSpec, seed: int) -> PreTrainedModel:
         "use_cache": False,
         "tie_word_embeddings": True,
     }
-    with torch.random.fork_rng(devices=[]):
+    with LOADING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel
         if spec.architecture == "llama":
@@ -156,9 +160,10 @@ def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
     and merges by the model's type, with (say) Qwen's own splitting rules, and so encode otherwise.
     """
     hf_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, local_files_only=True
-    )
+    with LOADING:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True
+        )
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     return model, tokenizer
 

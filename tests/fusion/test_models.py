@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fusion.byte_tables import byte_table
 from fusion.models import (
@@ -103,6 +104,25 @@ def test_a_seed_names_the_weights_and_leaves_the_global_generator_alone(
     other = [torch.equal(a, b) for a, b in zip(one.parameters(), three.parameters(), strict=True)]
     assert all(same)
     assert not all(other)
+
+
+def test_models_are_loaded_and_built_in_threads_side_by_side_as_they_are_alone(
+    tmp_path: Path,
+) -> None:
+    """transformers switches torch's initialisers off, for the whole process, while it loads."""
+    alone = build_model(spec("llama"), 3)
+    save_model(alone, TOKENIZER, tmp_path)
+
+    def make(job: int) -> PreTrainedModel:
+        return build_model(spec("llama"), 3) if job % 2 else load_model(tmp_path)[0]
+
+    initialise = torch.nn.init.normal_
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(make, range(64)))
+    for model in made:
+        pairs = zip(alone.parameters(), model.parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+    assert torch.nn.init.normal_ is initialise
 
 
 def test_parameter_arrays_go_back_into_another_model_and_tied_ones_come_once() -> None:
