@@ -11,6 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.flower_state import ready_made_flower_state as ready_made_flower_state
+
 _numbers = itertools.count()
 
 

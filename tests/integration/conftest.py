@@ -10,6 +10,7 @@ from coordinator.sealed import ensure_worker_key, worker_folder
 from coordinator.wiring import serving
 from protos.config import TlsConfig
 from protos.tls import TlsFiles
+from tests.flower_state import ready_made_flower_state as ready_made_flower_state
 from trust.ca import Role, create_authority, new_identity, sign_request
 from trust.seal_keys import RECIPIENT_FILE
 

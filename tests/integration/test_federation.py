@@ -184,7 +184,7 @@ def _watched(federation: Federation, connections: set[str]) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.1):
+        while not over.wait(0.5):  # a look costs 50 ms of a core
             connections.update(_connections(federation))
 
     watcher = threading.Thread(target=watch)
