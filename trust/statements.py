@@ -1,4 +1,4 @@
-"""What one party signs for another to keep: releases, receipts, approvals, orders of rounds.
+"""What one party signs for another to keep: releases, receipts, approvals, orders, promotions.
 
 Each is an in-toto statement about one file, named by its sha256, in a DSSE envelope. The type says
 what is said, so that a receipt never passes for an approval, whoever holds the key.
@@ -93,6 +93,16 @@ class Order(Statement):
     """The request's id: an order is carried out once."""
     issued: Time
     not_after: Time
+
+
+class Promotion(Statement):
+    """An operator: this pivot may be used. The digest is of its manifest's content."""
+
+    predicate_type: ClassVar[str] = "cofuse/promotion/1"
+    pivot: Name
+    by: Line
+    """URI of the identity that signs."""
+    issued: Time
 
 
 _Kind = TypeVar("_Kind", bound=Statement)
