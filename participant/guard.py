@@ -101,11 +101,13 @@ class Guard:
             rules = sha256_of(self._config.policy)  # before the work: it may be edited meanwhile
             draft = work(asked)
 
+            measured: list[str] = []
+
             def inspect(plain: Path) -> None:
-                self._measure(policy, assignment, asked, draft, plain)
+                measured.append(self._measure(policy, assignment, asked, draft, plain))
 
             seal(assignment, asked, draft, path, sealer, rules, inspect)
-            entry = self._spool.made(entry, path, sha256_of(path))
+            entry = self._spool.made(entry, path, sha256_of(path), *measured)
         assert entry.made is not None
         label = f"allow {policy.allow.index(rule) + 1}: {rule.purpose}"
         approver = "policy"
@@ -145,8 +147,11 @@ class Guard:
 
     def _measure(
         self, policy: Policy, assignment: Assignment, asked: Asked, draft: Draft, plain: Path
-    ) -> None:
-        """Hold what would leave against the canary gate. Raises: PolicyRefusalError."""
+    ) -> str:
+        """Hold what would leave against the canary gate; return the figures, in words.
+
+        Raises: PolicyRefusalError.
+        """
         question = canary_gate.Question(
             kind=kind_of(assignment.spec),
             release=plain,
@@ -154,7 +159,8 @@ class Guard:
             canaries=self._config.data_dir / canaries.FILE,
             texts=asked.texts,
         )
-        canary_gate.check(policy.gates, question)
+        found = canary_gate.check(policy.gates, question)
+        return canary_gate.verdict(policy.gates, found).words
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock() / 1000, UTC).date()
@@ -214,6 +220,7 @@ class Guard:
                 positions=asked.positions if asked else 0,
                 size_bytes=made.size_bytes,
                 sha256=made.sha256,
+                gates=made.gates,
                 scores=assignment.evals is not None and "scores" in rule.kinds,
                 asked_unix_ms=self._clock(),
             )

@@ -71,11 +71,13 @@ class Receipt(Statement):
 class Approval(Statement):
     """A person of an institution: these sealed bytes may leave, or may not."""
 
-    predicate_type: ClassVar[str] = "cofuse/approval/1"
+    predicate_type: ClassVar[str] = "cofuse/approval/2"
     round_id: Line
     approved: bool
     by: Line
     why: Line
+    gates: Line
+    """The canary gate's figures, as the person saw them."""
     unix_ms: int = Field(ge=0)
 
 
