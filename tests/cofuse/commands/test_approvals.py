@@ -61,11 +61,6 @@ def waiting(home: Path, round_id: str = "rnd-2", **change: Any) -> str:
     now = time.time_ns() // 1_000_000
     gates = "what reads the release alone: auc 0.512"
     known = {"positions": 1_234, "size_bytes": 98_765, "asked_unix_ms": now, "gates": gates}
-        "positions": 1_234,
-        "size_bytes": 98_765,
-        "asked_unix_ms": now,
-        "gates": gates,
-    } | change
     return desk(home).ask(release(round_id, **known | change)).release_id
 
 
