@@ -149,8 +149,8 @@ def put_pivot(
     row = {"name": name, "parent": parent, "round_id": round_id, **texts}
     role, _, who = by.removeprefix("cofuse://").partition("/")
     said = {who: ""} if needed and role == "operator" else {}
-    row |= {"promotions_needed": needed, "promotions_json": json.dumps(said)}
-    db.execute(insert(PIVOTS).values({**row, "created_unix_ms": now_unix_ms()}))
+    waits = {"promotions_needed": needed, "promotions_json": json.dumps(said)}
+    db.execute(insert(PIVOTS).values({**row, **waits, "created_unix_ms": now_unix_ms()}))
     act = "pivot.published" if round_id else "pivot.imported"
     data = {"parent": parent, "round": round_id, "files": {f.name: f.sha256 for f in files}}
     record(db, Entry(actor=by, act=act, obj=name, data=data))

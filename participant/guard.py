@@ -113,8 +113,16 @@ class Guard:
             def inspect(plain: Path) -> None:
                 measured.append(self._measure(policy, assignment, asked, draft, plain))
 
-            places = {"scratch": self._scratch, "policy": rules}
-            seal(assignment, asked, draft, path, sealer, inspect=inspect, **places)
+            seal(
+                assignment,
+                asked,
+                draft,
+                path,
+                sealer,
+                scratch=self._scratch,
+                policy=rules,
+                inspect=inspect,
+            )
             entry = self._spool.made(entry, path, sha256_of(path), *measured)
         assert entry.made is not None
         label = f"allow {policy.allow.index(rule) + 1}: {rule.purpose}"
