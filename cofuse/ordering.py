@@ -1,4 +1,4 @@
-"""The submitting side of a signed order (trust/orders.py)."""
+"""The asking side of signed orders and promotions (trust/orders.py)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from trust.identity import identity_of
-from trust.orders import sign_order
+from trust.orders import sign_as
 from trust.pivot_manifest import utc
-from trust.statements import Order
+from trust.statements import Order, Promotion
 
 LATE: Final = timedelta(days=7)
 """Beyond a round's deadline: it begins when an operator approves it."""
@@ -36,4 +36,14 @@ class Orderer:
             issued=utc(now),
             not_after=utc(now + lasts),
         )
-        return sign_order(order, self.key, self.certificate)
+        return sign_as(order, self.key, self.certificate)
+
+    def promotion(self, pivot: str, content_sha256: str) -> str:
+        """Return an operator's signed yes to a pivot's content. Raises: OSError."""
+        promotion = Promotion(
+            sha256=content_sha256,
+            pivot=pivot,
+            by=identity_of(self.certificate.read_bytes()).uri,
+            issued=utc(datetime.now(UTC)),
+        )
+        return sign_as(promotion, self.key, self.certificate)

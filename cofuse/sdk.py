@@ -296,6 +296,16 @@ class Coordinator:
         with remote_errors():
             return pivot_of(self._research.RollbackPivot(pb.RollbackPivotRequest(name=name)))
 
+    def promote_pivot(self, name: str, content_sha256: str) -> Pivot:
+        """Say yes to a pivot that waits for it (operators); return it.
+
+        Args: content_sha256: of the manifest that was looked at; the yes is to nothing else.
+        """
+        signed = self._orderer.promotion(name, content_sha256)
+        request = pb.PromotePivotRequest(name=name, promotion_json=signed)
+        with remote_errors():
+            return pivot_of(self._research.PromotePivot(request))
+
     def upload(self, path: Path, kind: transfer_pb2.ArtifactKind) -> str:
         """Put a file unless it is there; return its sha256. A broken upload resumes."""
         sha256 = sha256_of(path)

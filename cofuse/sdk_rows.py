@@ -60,6 +60,14 @@ class Pivot:
     round_id: str
     files: tuple[FileRef, ...]
     evals: dict[str, Any]
+    promotions_needed: int = 0
+    """Operators who must say yes before others may use it."""
+    promoted_by: tuple[str, ...] = ()
+
+    @property
+    def waits_for(self) -> int:
+        """How many operators have still to say yes."""
+        return max(0, self.promotions_needed - len(self.promoted_by))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,8 @@ def pivot_of(row: pb.Pivot) -> Pivot:
             FileRef(name=f.name, sha256=f.sha256, size_bytes=f.size_bytes) for f in row.files
         ),
         evals=json.loads(row.evals_json or "{}"),
+        promotions_needed=row.promotions_needed,
+        promoted_by=tuple(row.promoted_by),
     )
 
 

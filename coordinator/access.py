@@ -31,6 +31,7 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
     "/cofuse.v1.Research/ListParticipants": _RESEARCH,
     "/cofuse.v1.Research/ImportPivot": frozenset({"operator"}),
     "/cofuse.v1.Research/RollbackPivot": frozenset({"operator"}),
+    "/cofuse.v1.Research/PromotePivot": frozenset({"operator"}),  # two of them, where so configured
     "/cofuse.v1.Research/GetPivot": _RESEARCH,
     "/cofuse.v1.Research/ListPivots": _RESEARCH,
     # An operator's alone: the rounds it makes are approved.

@@ -85,6 +85,9 @@ class CoordinatorConfig(StrictConfig):
     credentials come from the environment; default: below data_dir."""
     approval: Literal["operator", "auto"] = "operator"
     """Who lets a submitted round run."""
+    promotion: Literal["auto", "one", "two"] = "auto"
+    """How many operators must say yes to a pivot before others may use it (cofuse pivot promote);
+    auto: the round's gates alone decide."""
     ops_listen: Address = "127.0.0.1:0"
     """host:port of /livez, /readyz and /metrics, plain HTTP: loopback only. Port 0 picks one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

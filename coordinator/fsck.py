@@ -32,8 +32,8 @@ CHECKED: Final = {
     "I7": "every state change is in the round's story, legal, and audited with who may do it",
 }
 UNCHECKED: Final = {
-    "I6": "privacy budgets: this release keeps none at the coordinator",
-    "I8": "plaintext outside the trainer's folders: to be checked at the participants",
+    "I6": "privacy budgets are the participants' own: cofuse participant fsck",
+    "I8": "what lies in the clear is the participants' own: cofuse participant fsck",
 }
 LASTING: Final = frozenset({"I0", "I1", "I2", "I3", "I5", "I7"})
 """Those that time does not mend: a round past its deadline ends when the coordinator starts."""

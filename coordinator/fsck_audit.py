@@ -119,6 +119,9 @@ class _Found:
                 self.unauthorised.append((record["seq"], says))
             if status == "committed":
                 self.intents.add((record["obj"], name, data["sha256"]))
+        elif act == "pivot.promoted" and role != "operator":
+            says = f"{by} promoted {record['obj']}, without the right to"
+            self.unauthorised.append((record["seq"], says))
         elif act == "pivot.imported" and role != "operator" and by != COORDINATOR:
             self.unauthorised.append(
                 (record["seq"], f"{by} imported {record['obj']}, without right")

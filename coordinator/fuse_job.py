@@ -16,6 +16,7 @@ from typing import IO, Any, Final
 
 import psutil
 
+from coordinator.standing import Standing
 from protos.process import end, spawn
 from protos.spec import RoundSpec
 
@@ -55,6 +56,8 @@ class FuseJob:
     """By participant: what the worker opens, into `opened`."""
     worker_folder: Path | None = None
     """Holds the key that opens them."""
+    standing: dict[str, Standing] = field(default_factory=dict)
+    """By participant: what earlier rounds found of it."""
 
     @property
     def result(self) -> Path:
@@ -84,7 +87,9 @@ class FuseJob:
         names = ("prompts", "evals", "worker_folder")
         optional = {name: Path(values[name]) if values[name] else None for name in names}
         spec = RoundSpec.model_validate_json(json.dumps(values["spec"]))
-        return cls(**{**values, **paths, **optional, "directory": directory, "spec": spec})
+        standing = {name: Standing(**one) for name, one in values["standing"].items()}
+        own = {"directory": directory, "spec": spec, "standing": standing}
+        return cls(**{**values, **paths, **optional, **own})
 
 
 class Fusion:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,13 +62,14 @@ def train_run(folder: Path, run: Run) -> Path:
     assert job.prompts is not None
     prompts = read_prompt_set(job.prompts)
     texts = [prompt.text for prompt in prompts]
+    standing = {name: one.weight for name, one in job.standing.items() if name in run.sources}
     model, tokenizer = load_model(folder / "pivot")
     result = fuse(
         model,
         tokenizer,
         texts,
         {name: LogitFile(job.contributions[name], texts) for name in run.sources},
-        settings_of(job.spec, run.changes),
+        settings_of(job.spec, {**run.changes, "standing": standing}),
         written=[prompt.written for prompt in prompts],
         checkpoint_dir=out / "checkpoint",
         on_progress=_teller(run.name),
@@ -182,6 +183,9 @@ def _credit(job: FuseJob, evals: Tables) -> Tables:
     for measure, file in (("share", "shares.json"), ("suspicion", "suspicion.json")):
         if (run / file).exists():
             credit[measure] = json.loads((run / file).read_text(encoding="utf-8"))
+    if "suspicion" in credit and job.standing:
+        told = job.standing.items()
+        credit["standing"] = {name: {**asdict(one), "weight": one.weight} for name, one in told}
     without = {
         name.removeprefix(WITHOUT): evals["bpb"].pop(name)
         for name in sorted(evals["bpb"])

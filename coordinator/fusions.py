@@ -15,6 +15,7 @@ from coordinator.happenings import Broke, Fused, Worked
 from coordinator.round_state import Fuse
 from coordinator.rounds import FINAL, IllegalTransitionError, State
 from coordinator.signing import Sign
+from coordinator.standing import standings
 from coordinator.store import PivotRow, Store
 from protos.chunks import sha256_of
 from protos.messages import FileRef
@@ -165,6 +166,7 @@ class Fusions:
             prompts=public.get("prompts"),
             evals=public.get("evals"),
             workers=self._workers,
+            standing=standings(list(opened), spec.pivot, {p.name: p for p in self._store.pivots()}),
         )
 
     def _publish(self, duty: Fuse, job: FuseJob) -> None:

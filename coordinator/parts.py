@@ -15,6 +15,7 @@ from coordinator.fleet_service import waited_for
 from coordinator.health import Health
 from coordinator.opening import Opening
 from coordinator.presence import Presence
+from coordinator.promotion import NEEDED
 from coordinator.refusals import Refusals
 from coordinator.revocations import Revocations
 from coordinator.sealed import worker_folder
@@ -83,6 +84,7 @@ def open_storage(stack: ExitStack, config: CoordinatorConfig) -> tuple[Store, Ar
         artifacts = open_artifacts(config.data_dir, config.artifacts)
     with told("store"):
         store = Store(config.store_url(), lead=True, backups=config.data_dir)
+    store.promotions_needed = NEEDED[config.promotion]
     stack.callback(store.close)
     return store, artifacts
 

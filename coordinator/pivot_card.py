@@ -36,6 +36,9 @@ CREDIT: Final = {
     "suspicion": "Suspicion: how far a source's words are from the public text (false_nats: nats "
     "a row of false confidence; lies: share of what it promised that the text never keeps; "
     "worst_lie: standard deviations; excluded: 1 where it was left out of the pivot)",
+    "standing": "Standing before this round (judged: rounds of its last five in which a source's "
+    "words were held against the text; left_out: those it was left out of; weight: what its "
+    "routing was multiplied with for that)",
     "leave_one_out": "Leave one out: how much of the pivot's gain is lost without a source "
     "(1: all of it; below 0: it is better without)",
 }

@@ -116,6 +116,8 @@ def pivot_row(row: Any) -> PivotRow:
         files=tuple(FileRef(**file) for file in json.loads(row["files_json"])),
         evals_json=row["evals_json"],
         created_unix_ms=row["created_unix_ms"],
+        promotions_needed=row["promotions_needed"],
+        promoted_by=tuple(json.loads(row["promotions_json"])),
     )
 
 
@@ -127,8 +129,13 @@ def put_pivot(
     files: Sequence[FileRef],
     evals_json: str,
     by: str = COORDINATOR,
+    *,
+    needed: int = 0,
 ) -> None:
-    """Store a pivot once; another content under its name is refused."""
+    """Store a pivot once; another content under its name is refused.
+
+    Args: needed: operators who must say yes to it. One who brings it, `by`, has said so with that.
+    """
     files_json = json.dumps([file.model_dump() for file in files])
     found = db.execute(select(PIVOTS).where(PIVOTS.c.name == name)).mappings().first()
     if found is not None:
@@ -140,7 +147,10 @@ def put_pivot(
         raise CofuseError("bad_request", f"{name} is the name of what rnd-{kept} will publish")
     texts = {"files_json": files_json, "evals_json": evals_json}
     row = {"name": name, "parent": parent, "round_id": round_id, **texts}
-    db.execute(insert(PIVOTS).values({**row, "created_unix_ms": now_unix_ms()}))
+    role, _, who = by.removeprefix("cofuse://").partition("/")
+    said = {who: ""} if needed and role == "operator" else {}
+    waits = {"promotions_needed": needed, "promotions_json": json.dumps(said)}
+    db.execute(insert(PIVOTS).values({**row, **waits, "created_unix_ms": now_unix_ms()}))
     act = "pivot.published" if round_id else "pivot.imported"
     data = {"parent": parent, "round": round_id, "files": {f.name: f.sha256 for f in files}}
     record(db, Entry(actor=by, act=act, obj=name, data=data))

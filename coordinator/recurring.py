@@ -4,7 +4,7 @@ One that is due waits for what it asks for, and however many of its times have p
 it makes one round. It never makes the next while the last is still open.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -79,15 +79,16 @@ def newer_experts(participants: Iterable[str], situation: Situation) -> list[str
     return [name for name in participants if changed.get(name, 0) > fused.get(name, 0)]
 
 
-def newest_pivot(start: str, parents: Mapping[str, str]) -> str:
-    """The newest pivot that has come of `start`; `start` itself when none has.
+def newest_pivot(start: str, parents: Mapping[str, str], waiting: Set[str] = frozenset()) -> str:
+    """The newest pivot that has come of `start` and may be used; `start` itself when none has.
 
-    Args: parents: every pivot's parent, oldest pivot first.
+    Args: parents: every pivot's parent, oldest pivot first. waiting: those that operators have not
+        promoted; what has come of them counts.
     """
     line = {start}
     newest = start
     for name, parent in parents.items():
         if parent in line:
             line.add(name)
-            newest = name
+            newest = newest if name in waiting else name
     return newest

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 
 from coordinator.happenings import Decided
-from coordinator.queries import find_round
+from coordinator.queries import find_round, pivot_row
 from coordinator.recurring import Recurring, Situation, Standing, newest_pivot
 from coordinator.round_rows import submit, take_step
 from coordinator.rounds import FINAL, Event
@@ -18,9 +18,10 @@ from trust.ca import Identity
 def make_next_round(db: Connection, recurring: Recurring) -> str:
     """Submit and approve the round: whoever started the recurring spec approved its rounds."""
     spec = RecurringSpec.model_validate_json(recurring.spec_json).round
-    columns = select(PIVOTS.c.name, PIVOTS.c.parent).order_by(PIVOTS.c.created_unix_ms)
-    parents = {name: parent for name, parent in db.execute(columns)}
-    pivot = newest_pivot(spec.pivot, parents)
+    rows = db.execute(select(PIVOTS).order_by(PIVOTS.c.created_unix_ms)).mappings()
+    pivots = [pivot_row(row) for row in rows]
+    waiting = {row.name for row in pivots if row.waits_for}
+    pivot = newest_pivot(spec.pivot, {row.name: row.parent for row in pivots}, waiting)
     by = Identity("operator", recurring.submitted_by)  # no other role may start one
     round_id = submit(
         db,

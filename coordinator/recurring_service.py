@@ -5,9 +5,8 @@ from typing import Any
 
 from coordinator.access import caller
 from coordinator.clock import now_unix_ms
-from coordinator.orders import Orders
+from coordinator.orders import Orders, checked_request_id
 from coordinator.recurring import Recurring, next_due
-from coordinator.research_service import checked_request_id
 from coordinator.store import Store
 from protos.errors import CofuseError, abort
 from protos.recurring import parse_recurring

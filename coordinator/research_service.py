@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from coordinator.access import caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
-from coordinator.orders import Orders
+from coordinator.orders import Orders, checked_request_id
 from coordinator.presence import Seen as Attendee
+from coordinator.promotion import promote, require_promoted
 from coordinator.rounds import FINAL, Event, IllegalTransitionError
 from coordinator.signing import Signer
 from coordinator.store import PivotRow, RoundRow, Store
@@ -24,7 +25,6 @@ from protos.spec import RoundSpec, SpecError, first_message, parse_spec
 from protos.v1 import research_pb2 as pb
 from protos.v1 import research_pb2_grpc
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IMPORTED = re.compile(r"pivot-(0|[1-9][0-9]{0,5})")  # room above for those made from it
 _WATCH_WAKE_S = 1.0
 
@@ -204,7 +204,17 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
     def RollbackPivot(self, request: pb.RollbackPivotRequest, context: Any) -> pb.Pivot:
         """Publish a pivot's parent once more, as the newest of the lineage."""
         try:
-            return _pivot(self._signer.roll_back(request.name))
+            return _pivot(self._signer.roll_back(request.name, caller(context).uri))
+        except CofuseError as error:
+            abort(context, error)
+
+    def PromotePivot(self, request: pb.PromotePivotRequest, context: Any) -> pb.Pivot:
+        """Take an operator's signed yes to a pivot."""
+        try:
+            by, row = caller(context), self._store.pivot(request.name)
+            promotion = self._orders.promotion(request.promotion_json, by, row.name)
+            manifest = self._signer.manifest(row)
+            return _pivot(promote(self._store, manifest, promotion, by, request.promotion_json))
         except CofuseError as error:
             abort(context, error)
 
@@ -226,7 +236,7 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         """
         try:
             spec = parse_spec(spec_json)
-            self._store.pivot(spec.pivot)
+            require_promoted(self._store.pivot(spec.pivot))
             unknown = sorted(set(spec.participants) - set(self._store.participants()))
             if unknown:
                 raise CofuseError("unknown_participant", f"nobody joined as {', '.join(unknown)}")
@@ -275,16 +285,6 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
         )
 
 
-def checked_request_id(text: str) -> str:
-    """Return the id when it is one.
-
-    Raises: CofuseError bad_request.
-    """
-    if not _REQUEST_ID.fullmatch(text):
-        raise CofuseError("bad_request", "request_id: wanted 1..64 of A-Z a-z 0-9 _ -")
-    return text
-
-
 def _pivot(row: PivotRow) -> pb.Pivot:
     return pb.Pivot(
         name=row.name,
@@ -293,4 +293,6 @@ def _pivot(row: PivotRow) -> pb.Pivot:
         files=[pb.PivotFile(**file.model_dump()) for file in row.files],
         evals_json=json.dumps(json.loads(row.evals_json)),
         created_unix_ms=row.created_unix_ms,
+        promotions_needed=row.promotions_needed,
+        promoted_by=row.promoted_by,
     )

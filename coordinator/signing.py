@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coordinator.artifacts import Artifacts
+from coordinator.audit import COORDINATOR
 from coordinator.clock import now_unix_ms
 from coordinator.store import ContributionRow, PivotRow, Store
 from protos.errors import CofuseError
@@ -114,7 +115,7 @@ class Signer:
             self._key,
         )
 
-    def roll_back(self, name: str) -> PivotRow:
+    def roll_back(self, name: str, by: str = COORDINATOR) -> PivotRow:
         """Publish what a pivot was made from once more, as the newest; repeating changes nothing.
 
         A number that only rises is what keeps others from passing an old pivot off as new: so the
@@ -141,6 +142,7 @@ class Signer:
                     round_id="",
                     files=self.sign(new),
                     evals_json=new.evals_json,
+                    by=by,
                 )
             except CofuseError as error:  # a round has taken the name meanwhile
                 _LOG.info("another name for the rollback: %s", error)

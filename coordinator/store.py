@@ -107,6 +107,8 @@ class Store:
             self.database.close()
             raise
         self.changed = Condition()
+        self.promotions_needed = 0
+        """Operators who must say yes to a pivot from now on (coordinator/promotion.py)."""
 
     @classmethod
     def at(cls, path: Path) -> "Store":
@@ -392,7 +394,9 @@ class Store:
     ) -> PivotRow:
         """Publish a pivot. Repeating changes nothing; another content under the name is refused."""
         with self._write() as db:
-            put_pivot(db, name, parent, round_id, files, evals_json, by)
+            put_pivot(
+                db, name, parent, round_id, files, evals_json, by, needed=self.promotions_needed
+            )
         return self.pivot(name)
 
     def publish(
@@ -405,7 +409,7 @@ class Store:
         with self._write() as db:
             after = take_step(db, round_id, Evaluated(attempt))
             name = find_round(db, round_id).pivot_name
-            put_pivot(db, name, parent, round_id, files, evals_json)
+            put_pivot(db, name, parent, round_id, files, evals_json, needed=self.promotions_needed)
             return after
 
     def replace_manifest(self, name: str, manifest: FileRef) -> None:

@@ -76,6 +76,8 @@ PIVOTS = Table(
     Column("files_json", Text, nullable=False),
     Column("evals_json", Text, nullable=False),
     Column("created_unix_ms", BigInteger, nullable=False),
+    Column("promotions_needed", Integer, nullable=False, server_default="0"),
+    Column("promotions_json", Text, nullable=False, server_default="{}"),
 )
 EXPERTS = Table(
     "experts",
@@ -212,3 +214,12 @@ class PivotRow:
     files: tuple[FileRef, ...]
     evals_json: str
     created_unix_ms: int
+    promotions_needed: int = 0
+    """Operators who must say yes before others may use it."""
+    promoted_by: tuple[str, ...] = ()
+    """Who has, oldest first."""
+
+    @property
+    def waits_for(self) -> int:
+        """How many operators have still to say yes."""
+        return max(0, self.promotions_needed - len(self.promoted_by))

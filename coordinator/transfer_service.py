@@ -9,6 +9,7 @@ from coordinator.access import GET_KINDS, caller, kind_name
 from coordinator.artifacts import Artifacts
 from coordinator.incoming import Piece
 from coordinator.metrics import UPLOAD_BYTES, UPLOAD_RESUMES
+from coordinator.promotion import require_released
 from coordinator.store import Store
 from protos.chunks import CHUNK_BYTES, read_chunks
 from protos.errors import CofuseError, abort
@@ -66,6 +67,8 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         if not kinds & GET_KINDS[who.role] or not self._artifacts.has(request.sha256):
             # The same words for "not there" and "not yours": neither tells about others.
             raise CofuseError("unknown_artifact", f"no file {request.sha256[:80]} for you")
+        if "PIVOT" in kinds and who.role != "operator":
+            require_released(self._store.database, request.sha256)
         digests = self._artifacts.running_digests(request.sha256)
         path, start = self._artifacts.path(request.sha256), request.offset_bytes
         if start > path.stat().st_size:

@@ -194,7 +194,9 @@ def _route(shards: Shards, settings: FusionSettings) -> tuple[Callable[[int], We
 
     What one loses may put another over its share, so this goes on until nobody is.
     """
-    scalings: list[NDArray[np.float64]] = []
+    standing_S = np.array([settings.standing.get(name, 1.0) for name in shards.names[1:]])
+    # Whoever has lost nothing may take what the others lose.
+    scalings = [np.where(standing_S < 1, standing_S, np.inf)] if (standing_S < 1).any() else []
 
     def weights_of(at: int) -> Weights:
         student, experts = shards.of(at)

@@ -1,6 +1,7 @@
 """How to fuse, as data; the defaults are the recommended method."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fp8.train import TrainConfig
@@ -38,6 +39,9 @@ class FusionSettings:
     speak for themselves, one and a half even shares (fusion.routing.most_of_all)."""
     suspects: Literal["exclude", "report"] = "exclude"
     """What becomes of a source whose words the text contradicts (fusion.suspicion)."""
+    standing: Mapping[str, float] = field(default_factory=dict)
+    """By source: what its weights are multiplied with, in (0, 1], for what it did in earlier
+    rounds; those that are not named have 1."""
     alm_weight: float = 0.1
     """mu, at least 0."""
     kept: int = 24
@@ -60,6 +64,7 @@ class FusionSettings:
             (self.alm_temperature > 0, "alm_temperature", "above 0"),
             (0 < self.max_weight <= 1, "max_weight", "in (0, 1]"),
             (self.max_share is None or 0 < self.max_share <= 1, "max_share", "in (0, 1]"),
+            (all(0 < one <= 1 for one in self.standing.values()), "standing", "in (0, 1]"),
             (self.prior is None or min(self.prior) > 0, "prior", "above 0 for every candidate"),
         )
         for holds, name, wanted in rules:

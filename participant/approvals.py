@@ -64,6 +64,8 @@ class Release(_File):
     sha256: str
     scores: bool
     """Whether the expert's own scores go with it."""
+    gates: Annotated[str, StringConstraints(max_length=500)] = ""
+    """What the canary gate measured of it; empty where the gate is off."""
     asked_unix_ms: int
 
     @property
@@ -198,6 +200,7 @@ def _statement(release: Release, decision: Decision) -> Approval:
         approved=decision.approved,
         by=decision.by,
         why=decision.why,
+        gates=release.gates,
         unix_ms=decision.unix_ms,
     )
 

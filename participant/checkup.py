@@ -107,6 +107,7 @@ def _places(role: Role, config: ParticipantConfig) -> list[tuple[str, Path, str]
             ("list", data / "expert", "looks into the expert's folder"),
             ("read", data / "expert" / "model" / "model.safetensors", "reads the expert"),
             ("list", data / "outbox", "looks into the outbox"),
+            ("list", data / "guard", "sees what is about to be sealed"),
             ("list", data / FOLDER, "looks into the audit chain's folder"),
             ("write", config.policy, "changes the policy"),
             ("make", data / SEALED, "puts a file among those that may leave"),

@@ -56,6 +56,8 @@ class Release:
     rule: str
     """Of the policy: the one that allowed it, or the words of the refusal."""
     approver: str
+    gates: str = ""
+    """What the canary gate measured of it; empty where it is off."""
 
 
 class EgressLog:
@@ -82,13 +84,16 @@ class EgressLog:
         sha256: str,
         rule: str = "",
         approver: str = BY_POLICY,
+        gates: str = "",
     ) -> Head:
         """Write down that bytes are about to leave, durably; they may go when this returns.
 
-        Args: rule: the one of the policy that allows it. approver: who said yes.
+        Args: rule: the one of the policy that allows it. approver: who said yes. gates: what the
+            canary gate measured.
         Returns: the record, as a receipt's counterpart may name it.
         """
         data = {"kind": what, "size_bytes": size_bytes, "sha256": sha256, "approver": approver}
+        data |= {"gates": gates} if gates else {}
         head = self._log.append(self._entry(INTENT, round_id, why=rule, data=data))
         self._total_bytes += size_bytes
         return head
@@ -214,6 +219,7 @@ def releases(data_dir: Path) -> Iterator[Release]:
             allowed=record["res"] == "ok",
             rule=record["why"],
             approver=str(data.get("approver", "")),
+            gates=str(data.get("gates", "")),
         )
 
 

@@ -25,9 +25,11 @@ from participant.policy import (
     load_policy,
     match,
 )
+from participant.promises import unbudgeted
 from participant.prompt_checks import corpus_fingerprints, overlapping, personal
+from participant.sandbox import OWN
 from participant.sealer import Sealer
-from participant.sealing import Asked, Draft, seal
+from participant.sealing import PLAIN, Asked, Draft, seal
 from participant.spool import Entry, Made, Spool
 from protos.chunks import sha256_of
 from protos.config import ConfigError
@@ -73,7 +75,11 @@ class Guard:
         self._clock = clock
         self._spool = spool
         self._sealed = config.data_dir / "sealed"
-        self._sealed.mkdir(parents=True, exist_ok=True)
+        self._scratch = config.data_dir / OWN["guard"][-1]
+        for folder in (self._sealed, self._scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"*{PLAIN}"):  # of a process that was killed
+                left.unlink(missing_ok=True)
         self.ledger = Ledger(config.data_dir / budget.FILE, clock)
         self.approvals = Approvals(config.data_dir / approvals.FOLDER, clock)
         self._waiting: dict[str, Release] = {}
@@ -96,16 +102,28 @@ class Guard:
         if (path := self._sealed_before(entry)) is None:
             sealer, asked = Sealer.of(self._config), prepare()
             self._check_prompts(assignment.round_id, policy.prompts, asked.texts)
+            self._require_whole_budget()
             self.ledger.reserve(asked.question, policy.logits)
             path = self._sealed / f"{assignment.round_id}{SUFFIX}"
             rules = sha256_of(self._config.policy)  # before the work: it may be edited meanwhile
             draft = work(asked)
 
-            def inspect(plain: Path) -> None:
-                self._measure(policy, assignment, asked, draft, plain)
+            measured: list[str] = []
 
-            seal(assignment, asked, draft, path, sealer, rules, inspect)
-            entry = self._spool.made(entry, path, sha256_of(path))
+            def inspect(plain: Path) -> None:
+                measured.append(self._measure(policy, assignment, asked, draft, plain))
+
+            seal(
+                assignment,
+                asked,
+                draft,
+                path,
+                sealer,
+                scratch=self._scratch,
+                policy=rules,
+                inspect=inspect,
+            )
+            entry = self._spool.made(entry, path, sha256_of(path), *measured)
         assert entry.made is not None
         label = f"allow {policy.allow.index(rule) + 1}: {rule.purpose}"
         approver = "policy"
@@ -145,8 +163,11 @@ class Guard:
 
     def _measure(
         self, policy: Policy, assignment: Assignment, asked: Asked, draft: Draft, plain: Path
-    ) -> None:
-        """Hold what would leave against the canary gate. Raises: PolicyRefusalError."""
+    ) -> str:
+        """Hold what would leave against the canary gate; return the figures, in words.
+
+        Raises: PolicyRefusalError.
+        """
         question = canary_gate.Question(
             kind=kind_of(assignment.spec),
             release=plain,
@@ -154,7 +175,13 @@ class Guard:
             canaries=self._config.data_dir / canaries.FILE,
             texts=asked.texts,
         )
-        canary_gate.check(policy.gates, question)
+        found = canary_gate.check(policy.gates, question)
+        return canary_gate.verdict(policy.gates, found).words
+
+    def _require_whole_budget(self) -> None:
+        """Raise PolicyRefusalError when the chain tells of releases that the budget has lost."""
+        for lost in unbudgeted(self._config.data_dir):
+            raise PolicyRefusalError("the budget cannot be believed", f"{lost.says}: {lost.do}")
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock() / 1000, UTC).date()
@@ -214,6 +241,7 @@ class Guard:
                 positions=asked.positions if asked else 0,
                 size_bytes=made.size_bytes,
                 sha256=made.sha256,
+                gates=made.gates,
                 scores=assignment.evals is not None and "scores" in rule.kinds,
                 asked_unix_ms=self._clock(),
             )

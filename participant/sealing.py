@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
@@ -26,6 +27,8 @@ from protos.chunks import sha256_of
 from protos.messages import Assignment
 from protos.spec import RoundSpec
 from trust.statements import Release
+
+PLAIN: Final = ".plain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +79,20 @@ def seal(
     draft: Draft,
     out: Path,
     sealer: Sealer,
+    *,
+    scratch: Path,
     policy: str = "",
     inspect: Callable[[Path], None] = lambda _plain: None,
 ) -> None:
     """Write what may leave, if the draft is what was asked for; else nothing is left at `out`.
 
-    Args: policy: sha256 of the one that allows it. inspect: has the last look at the file that is
-        about to be sealed, and raises when it must not be.
+    Args: scratch: a folder that the courier cannot read; what is about to be sealed lies there in
+        the clear. policy: sha256 of the one that allows it. inspect: has the last look at the file
+        that is about to be sealed, and raises when it must not be.
     Raises: ContributionError, SealError, OSError; what inspect raises.
     """
     write = _write_delta if assignment.spec.kind == "weights" else _write_logits
-    plain = out.with_suffix(".plain")
+    plain = scratch / f"{out.stem}{PLAIN}"
     try:
         write(assignment, asked, draft, plain)
         inspect(plain)

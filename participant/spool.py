@@ -25,6 +25,8 @@ class Made(BaseModel):
     file: str
     sha256: str
     size_bytes: int
+    gates: str = ""
+    """What the canary gate measured of it, in words; empty where the gate is off."""
 
 
 class Entry(BaseModel):
@@ -59,12 +61,12 @@ class Spool:
             entry = known.model_copy(update={"assignment": assignment})
         return self._keep(entry)
 
-    def made(self, entry: Entry, outbox_file: Path, sha256: str) -> Entry:
+    def made(self, entry: Entry, outbox_file: Path, sha256: str, gates: str = "") -> Entry:
         """Remember the contribution, once it is on the disk itself."""
         flush(outbox_file)
         flush(outbox_file.parent)
         size = outbox_file.stat().st_size
-        made = Made(file=outbox_file.name, sha256=sha256, size_bytes=size)
+        made = Made(file=outbox_file.name, sha256=sha256, size_bytes=size, gates=gates)
         return self._update(entry, {"made": made})
 
     def answer(self, entry: Entry, report: Report) -> Entry:

@@ -113,8 +113,9 @@ class Worker:
         *,
         rule: str = "a report is always sent",
         approver: str = "policy",
+        gates: str = "",
     ) -> None:
-        """Write down what leaves, before it leaves, and who let it."""
+        """Write down what leaves, before it leaves, who let it, and what the gate measured."""
         self.egress.append(
             round_id=assignment.round_id,
             what=what,
@@ -122,6 +123,7 @@ class Worker:
             sha256=sha256,
             rule=rule,
             approver=approver,
+            gates=gates,
         )
         self._tell("egress", {"round": assignment.round_id, "bytes": self.egress.total_bytes()})
 
@@ -160,6 +162,7 @@ class Worker:
             sha256,
             rule=released.rule,
             approver=released.approver,
+            gates=released.made.gates,
         )
         client.put(path, sha256)
         receipt = client.commit(assignment.round_id, sha256, path.stat().st_size)

@@ -60,6 +60,9 @@ CATALOGUE: Final[dict[str, Entry]] = {
         _S.NOT_FOUND, "let it join first (cofuse participant up), or leave it out of the spec"
     ),
     "unknown_artifact": Entry(_S.NOT_FOUND, "upload the file first; check its sha256"),
+    "not_promoted": Entry(
+        _S.FAILED_PRECONDITION, "another operator looks at it and says: cofuse pivot promote NAME"
+    ),
     "untrusted_pivot": Entry(
         _S.DATA_LOSS, "do not use it, keep the pivot you have, and tell the operator"
     ),

@@ -1,4 +1,4 @@
-"""What one party signs for another to keep: releases, receipts, approvals, orders of rounds.
+"""What one party signs for another to keep: releases, receipts, approvals, orders, promotions.
 
 Each is an in-toto statement about one file, named by its sha256, in a DSSE envelope. The type says
 what is said, so that a receipt never passes for an approval, whoever holds the key.
@@ -71,11 +71,13 @@ class Receipt(Statement):
 class Approval(Statement):
     """A person of an institution: these sealed bytes may leave, or may not."""
 
-    predicate_type: ClassVar[str] = "cofuse/approval/1"
+    predicate_type: ClassVar[str] = "cofuse/approval/2"
     round_id: Line
     approved: bool
     by: Line
     why: Line
+    gates: Line
+    """The canary gate's figures, as the person saw them."""
     unix_ms: int = Field(ge=0)
 
 
@@ -93,6 +95,16 @@ class Order(Statement):
     """The request's id: an order is carried out once."""
     issued: Time
     not_after: Time
+
+
+class Promotion(Statement):
+    """An operator: this pivot may be used. The digest is of its manifest's content."""
+
+    predicate_type: ClassVar[str] = "cofuse/promotion/1"
+    pivot: Name
+    by: Line
+    """URI of the identity that signs."""
+    issued: Time
 
 
 _Kind = TypeVar("_Kind", bound=Statement)

@@ -97,6 +97,7 @@ def _shown(release: "Release", data: Path) -> Iterator[str]:
         yield f"kind       top {release.top_k} log-probabilities of {of}{scores}"
         yield f"positions  {release.positions:,}"
     yield f"bytes      {release.size_bytes:,}, sha256 {release.sha256}"
+    yield f"canaries   {release.gates or 'not measured: the gate is off in policy.toml'}"
     try:
         after = Ledger(data / FILE).used()
     except PolicyRefusalError as error:

@@ -92,6 +92,41 @@ def sign(
 
 
 @app.command()
+def rotate(
+    home: Home,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Destroy the keys that were retired before instead.")
+    ] = False,
+) -> None:
+    """Give the fusion worker a new key; what is sealed to the old one still opens.
+
+    Send ca/fusion-worker.pem to every participant: it is used from the next release on. Once all
+    have it and the rounds of before have ended, destroy the old key with --forget. A coordinator
+    that serves need not be started again.
+    """
+    from coordinator.config import load_config
+    from coordinator.sealed import forget_retired_keys, rotate_worker_key, worker_folder
+    from protos.config import ConfigError
+    from trust.keys import KeyFileError
+    from trust.seal_keys import RECIPIENT_FILE
+
+    try:
+        tls = load_config(home / "coordinator.toml").tls
+        worker, public = worker_folder(tls.key), tls.ca.with_name(RECIPIENT_FILE)
+        if forget:
+            forgotten = forget_retired_keys(worker)
+            tell(f"{len(forgotten)} retired keys destroyed")
+            answer({"forgotten": forgotten})
+            return
+        old, new = rotate_worker_key(worker, public)
+    except (ConfigError, KeyFileError, OSError) as error:
+        fail(error, 2)
+    tell(f"fusion worker {new}")
+    typer.echo(f"send {public} to every participant; {old[:16]} still opens", err=True)
+    answer({"fusion_worker": new, "retired": old, "file": str(public)})
+
+
+@app.command()
 def up(home: Home) -> None:
     """Serve until Ctrl-C."""
     from coordinator.main import main

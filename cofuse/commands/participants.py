@@ -15,6 +15,41 @@ app.command()(egress)
 app.command()(page)
 Home = Annotated[Path, typer.Argument(help="The participant's folder.")]
 
+
+@app.command()
+def fsck(home: Home) -> None:
+    """Check that the budget knows of everything that left, and that nothing lies open to be sent.
+
+    Exit status 0: both hold. 1: something is broken; each line says what to do.
+    """
+    from dataclasses import asdict
+
+    from participant.config import load_config
+    from participant.policy import PolicyRefusalError
+    from participant.promises import CHECKED, check
+    from protos.config import ConfigError
+    from trust.chain import AuditError
+
+    try:
+        found = check(load_config(home / "participant.toml").data_dir)
+    except ConfigError as error:
+        fail(error, 2)
+    except PolicyRefusalError as error:
+        fail(error.here, code="not_as_promised")
+    except (AuditError, OSError) as error:
+        fail(f"{error}; which record it is tells: cofuse audit verify {home}", code="audit_broken")
+    broken = {one.invariant for one in found}
+    for name, promise in CHECKED.items():
+        tell(f"{name} {'broken' if name in broken else 'holds'}: {promise}")
+    for one in found:
+        tell(f"    {one.says}\n    -> {one.do}")
+    rows = {"findings": [asdict(one) for one in found]}
+    if found:
+        words = f"{len(found)} findings: not everything holds"
+        fail(words, code="not_as_promised", data=rows)
+    answer(rows)
+
+
 _POLICY = """\
 # What may leave this institution. What no rule below allows, is refused.
 # The file is read anew for each round; one that cannot be read allows nothing.

@@ -26,8 +26,12 @@ def list_pivots(at: At, identity: Identity) -> None:
         pivots = coordinator.pivots()
     for pivot in pivots:
         origin = f"from {pivot.parent} in {pivot.round_id}" if pivot.parent else "imported"
-        tell(f"{pivot.name:<10} {origin}")
-    rows = [{"name": p.name, "parent": p.parent, "round": p.round_id} for p in pivots]
+        more = f", waits for {pivot.waits_for} more to promote it" if pivot.waits_for else ""
+        tell(f"{pivot.name:<10} {origin}{more}")
+    rows = [
+        {"name": p.name, "parent": p.parent, "round": p.round_id, "waits_for": p.waits_for}
+        for p in pivots
+    ]
     answer({"pivots": rows})
 
 
@@ -73,6 +77,33 @@ def rollback(name: PivotName, at: At, identity: Identity) -> None:
         made = coordinator.roll_back_pivot(name)
     tell(made.name)
     answer({"pivot": made.name, "instead_of": name})
+
+
+@app.command()
+def promote(
+    name: PivotName,
+    at: At,
+    identity: Identity,
+    content: Annotated[
+        str, typer.Option(help="Begin of the content's sha256 that you looked at.  [as it is]")
+    ] = "",
+) -> None:
+    """Say yes to a pivot that waits for it (operators); where two are needed, each of them does.
+
+    The yes is signed with your certificate's key and counts for exactly this content: signature and
+    digests are checked first. Until then no round starts from it and only operators can pull it.
+    """
+    with connected(at, identity) as coordinator:
+        manifest = coordinator.manifest(name)
+        for line in _told(manifest):
+            typer.echo(line, err=True)
+        if not manifest.content_sha256.startswith(content):
+            words = f"{name} has content {manifest.content_sha256}, wanted {content}: not promoted"
+            fail(words, code="other_content")
+        made = coordinator.promote_pivot(name, manifest.content_sha256)
+    left = f"waits for {made.waits_for} more" if made.waits_for else "may be used"
+    tell(f"{name} {left}")
+    answer({"pivot": name, "promoted_by": list(made.promoted_by), "waits_for": made.waits_for})
 
 
 def _told(manifest: "Manifest") -> list[str]:

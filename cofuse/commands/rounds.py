@@ -1,6 +1,6 @@
 """`cofuse round`: what a researcher does, from a spec to a pivot."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,16 +63,20 @@ def watch(round_id: RoundId, at: At, identity: Identity, timeout: WaitS = None) 
 
 @app.command()
 def show(round_id: RoundId, at: At, identity: Identity) -> None:
-    """Show a round, who has answered, and why it ended."""
+    """Show a round, who has answered, why it ended, and whose words the public text contradicts."""
     with connected(at, identity) as coordinator:
         found = coordinator.round(round_id)
+        made = coordinator.pivot(found.pivot_name) if found.state == "PUBLISHED" else None
+    credit = made.evals.get("credit", {}) if made is not None else {}
     tell(f"{found.round_id} {found.spec.name}: {found.state} {found.detail}".rstrip())
     for part in found.contributions:
         size = f"{part.size_bytes:,} bytes" if part.size_bytes else ""
         tell(f"  {part.participant:<20} {part.status:<10} {size} {part.detail}".rstrip())
     if found.pivot_name:
         tell(f"pivot: {found.pivot_name}")
-    answer(as_json(found))
+    for line in _judged(credit):
+        tell(line)
+    answer({**as_json(found), "suspicion": credit.get("suspicion", {})})
 
 
 @app.command()
@@ -168,6 +172,19 @@ def _follow(coordinator: Any, round_id: str, timeout_s: float | None) -> "Round"
         tell(_words(event))
     final: Round = coordinator.round(round_id)
     return final
+
+
+def _judged(credit: Mapping[str, Any]) -> Iterator[str]:
+    """What the round found against each source, and what rounds before it had found."""
+    for name, signs in credit.get("suspicion", {}).items():
+        past = credit.get("standing", {}).get(name, {})
+        now = "left out: its words are not the text's" if signs["excluded"] else "listened to"
+        told = ", ".join(f"{key} {signs[key]:.3g}" for key in ("false_nats", "lies", "worst_lie"))
+        line = f"  {name:<20} {now} ({told})"
+        if past.get("left_out"):
+            times = f"{past['left_out']:.0f} of its {past['judged']:.0f} rounds before"
+            line += f"; left out of {times}, so with weight {past['weight']:g}"
+        yield line
 
 
 def _end(final: "Round") -> None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from coordinator.console import views
 from coordinator.console.desk import Visit, may
 from coordinator.console.queries import inputs
+from coordinator.promotion import require_promoted
 from coordinator.store import PivotRow
 from protos.errors import CofuseError
 from protos.v1 import research_pb2 as pb
@@ -86,7 +87,7 @@ def pivots(visit: Reader) -> Response:
 @router.get("/pivots/{name}.tar")
 def archive(visit: Taker, name: str) -> Response:
     """All of its files, as a folder that transformers opens."""
-    row = visit.desk.store.pivot(name)
+    row = _pivot(visit, name)
     headers = {"content-disposition": f'attachment; filename="{row.name}.tar"'}
     return StreamingResponse(_tar(visit, row), media_type="application/x-tar", headers=headers)
 
@@ -113,7 +114,7 @@ def one(visit: Taker, name: str) -> Response:
 @router.get("/pivots/{name}/files/{file}")
 def download(visit: Taker, name: str, file: str) -> Response:
     """One of its files."""
-    row = visit.desk.store.pivot(name)
+    row = _pivot(visit, name)
     for known in row.files:
         if known.name == file:
             path = visit.desk.artifacts.path(known.sha256)
@@ -127,6 +128,14 @@ def roll_back(visit: Roller, name: str) -> Response:
     request = pb.RollbackPivotRequest(name=name)
     made = visit.desk.ask(visit.desk.research.RollbackPivot, request, visit.user)
     return RedirectResponse(f"/pivots/{made.name}", 303)
+
+
+def _pivot(visit: Visit, name: str) -> PivotRow:
+    """A pivot whose files this user may have: until it is promoted, operators alone may."""
+    row = visit.desk.store.pivot(name)
+    if visit.user.role != "operator":
+        require_promoted(row)
+    return row
 
 
 def _card(visit: Visit, row: PivotRow) -> Markup:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/v1/research.proto\x12\tcofuse.v1\"O\n\x12SubmitRoundRequest\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\norder_json\x18\x03 \x01(\t\" \n\x0cRoundRequest\x12\x10\n\x08round_id\x18\x01 \x01(\t\"\xc2\x01\n\x05Round\x12\x10\n\x08round_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x04 \x01(\x04\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x12\n\npivot_name\x18\x07 \x01(\t\x12.\n\rcontributions\x18\x08 \x03(\x0b\x32\x17.cofuse.v1.Contribution\"l\n\x0c\x43ontribution\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x13\n\x0breport_json\x18\x05 \x01(\t\"\x13\n\x11ListRoundsRequest\"3\n\x0fListRoundsReply\x12 \n\x06rounds\x18\x01 \x03(\x0b\x32\x10.cofuse.v1.Round\"8\n\x11WatchRoundRequest\x12\x10\n\x08round_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"P\n\nRoundEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\tbody_json\x18\x04 \x01(\t\"\x19\n\x17ListParticipantsRequest\"C\n\x0bParticipant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0ejoined_unix_ms\x18\x02 \x01(\x04\x12\x0e\n\x06online\x18\x03 \x01(\x08\"E\n\x15ListParticipantsReply\x12,\n\x0cparticipants\x18\x01 \x03(\x0b\x32\x16.cofuse.v1.Participant\"=\n\tPivotFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\x89\x01\n\x05Pivot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\t\x12#\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x14.cofuse.v1.PivotFile\x12\x12\n\nevals_json\x18\x05 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x06 \x01(\x04\"$\n\x14RollbackPivotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fGetPivotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11ListPivotsRequest\"3\n\x0fListPivotsReply\x12 \n\x06pivots\x18\x01 \x03(\x0b\x32\x10.cofuse.v1.Pivot\"\x1a\n\nWhyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x08WhyReply\x12$\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x12.cofuse.v1.Finding\"#\n\x07\x46inding\x12\x0c\n\x04says\x18\x01 \x01(\t\x12\n\n\x02\x64o\x18\x02 \x01(\t2\x89\x06\n\x08Research\x12>\n\x0bSubmitRound\x12\x1d.cofuse.v1.SubmitRoundRequest\x1a\x10.cofuse.v1.Round\x12\x39\n\x0c\x41pproveRound\x12\x17.cofuse.v1.RoundRequest\x1a\x10.cofuse.v1.Round\x12\x38\n\x0b\x43\x61ncelRound\x12\x17.cofuse.v1.RoundRequest\x1a\x10.cofuse.v1.Round\x12\x35\n\x08GetRound\x12\x17.cofuse.v1.RoundRequest\x1a\x10.cofuse.v1.Round\x12\x46\n\nListRounds\x12\x1c.cofuse.v1.ListRoundsRequest\x1a\x1a.cofuse.v1.ListRoundsReply\x12\x43\n\nWatchRound\x12\x1c.cofuse.v1.WatchRoundRequest\x1a\x15.cofuse.v1.RoundEvent0\x01\x12\x31\n\x03Why\x12\x15.cofuse.v1.WhyRequest\x1a\x13.cofuse.v1.WhyReply\x12X\n\x10ListParticipants\x12\".cofuse.v1.ListParticipantsRequest\x1a .cofuse.v1.ListParticipantsReply\x12\x31\n\x0bImportPivot\x12\x10.cofuse.v1.Pivot\x1a\x10.cofuse.v1.Pivot\x12\x42\n\rRollbackPivot\x12\x1f.cofuse.v1.RollbackPivotRequest\x1a\x10.cofuse.v1.Pivot\x12\x38\n\x08GetPivot\x12\x1a.cofuse.v1.GetPivotRequest\x1a\x10.cofuse.v1.Pivot\x12\x46\n\nListPivots\x12\x1c.cofuse.v1.ListPivotsRequest\x1a\x1a.cofuse.v1.ListPivotsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protos/v1/research.proto\x12\tcofuse.v1\"O\n\x12SubmitRoundRequest\x12\x11\n\tspec_json\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\norder_json\x18\x03 \x01(\t\" \n\x0cRoundRequest\x12\x10\n\x08round_id\x18\x01 \x01(\t\"\xc2\x01\n\x05Round\x12\x10\n\x08round_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x11\n\tspec_json\x18\x03 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x04 \x01(\x04\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x12\n\npivot_name\x18\x07 \x01(\t\x12.\n\rcontributions\x18\x08 \x03(\x0b\x32\x17.cofuse.v1.Contribution\"l\n\x0c\x43ontribution\x12\x13\n\x0bparticipant\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x13\n\x0breport_json\x18\x05 \x01(\t\"\x13\n\x11ListRoundsRequest\"3\n\x0fListRoundsReply\x12 \n\x06rounds\x18\x01 \x03(\x0b\x32\x10.cofuse.v1.Round\"8\n\x11WatchRoundRequest\x12\x10\n\x08round_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"P\n\nRoundEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\tbody_json\x18\x04 \x01(\t\"\x19\n\x17ListParticipantsRequest\"C\n\x0bParticipant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0ejoined_unix_ms\x18\x02 \x01(\x04\x12\x0e\n\x06online\x18\x03 \x01(\x08\"E\n\x15ListParticipantsReply\x12,\n\x0cparticipants\x18\x01 \x03(\x0b\x32\x16.cofuse.v1.Participant\"=\n\tPivotFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xb9\x01\n\x05Pivot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\t\x12#\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x14.cofuse.v1.PivotFile\x12\x12\n\nevals_json\x18\x05 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x06 \x01(\x04\x12\x19\n\x11promotions_needed\x18\x07 \x01(\r\x12\x13\n\x0bpromoted_by\x18\x08 \x03(\t\";\n\x13PromotePivotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0epromotion_json\x18\x02 \x01(\t\"$\n\x14RollbackPivotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fGetPivotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11ListPivotsRequest\"3\n\x0fListPivotsReply\x12 \n\x06pivots\x18\x01 \x03(\x0b\x32\x10.cofuse.v1.Pivot\"\x1a\n\nWhyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x08WhyReply\x12$\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x12.cofuse.v1.Finding\"#\n\x07\x46inding\x12\x0c\n\x04says\x18\x01 \x01(\t\x12\n\n\x02\x64o\x18\x02 \x01(\t2\xcb\x06\n\x08Research\x12>\n\x0bSubmitRound\x12\x1d.cofuse.v1.SubmitRoundRequest\x1a\x10.cofuse.v1.Round\x12\x39\n\x0c\x41pproveRound\x12\x17.cofuse.v1.RoundRequest\x1a\x10.cofuse.v1.Round\x12\x38\n\x0b\x43\x61ncelRound\x12\x17.cofuse.v1.RoundRequest\x1a\x10.cofuse.v1.Round\x12\x35\n\x08GetRound\x12\x17.cofuse.v1.RoundRequest\x1a\x10.cofuse.v1.Round\x12\x46\n\nListRounds\x12\x1c.cofuse.v1.ListRoundsRequest\x1a\x1a.cofuse.v1.ListRoundsReply\x12\x43\n\nWatchRound\x12\x1c.cofuse.v1.WatchRoundRequest\x1a\x15.cofuse.v1.RoundEvent0\x01\x12\x31\n\x03Why\x12\x15.cofuse.v1.WhyRequest\x1a\x13.cofuse.v1.WhyReply\x12X\n\x10ListParticipants\x12\".cofuse.v1.ListParticipantsRequest\x1a .cofuse.v1.ListParticipantsReply\x12\x31\n\x0bImportPivot\x12\x10.cofuse.v1.Pivot\x1a\x10.cofuse.v1.Pivot\x12\x42\n\rRollbackPivot\x12\x1f.cofuse.v1.RollbackPivotRequest\x1a\x10.cofuse.v1.Pivot\x12@\n\x0cPromotePivot\x12\x1e.cofuse.v1.PromotePivotRequest\x1a\x10.cofuse.v1.Pivot\x12\x38\n\x08GetPivot\x12\x1a.cofuse.v1.GetPivotRequest\x1a\x10.cofuse.v1.Pivot\x12\x46\n\nListPivots\x12\x1c.cofuse.v1.ListPivotsRequest\x1a\x1a.cofuse.v1.ListPivotsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,21 +56,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PIVOTFILE']._serialized_start=842
   _globals['_PIVOTFILE']._serialized_end=903
   _globals['_PIVOT']._serialized_start=906
-  _globals['_PIVOT']._serialized_end=1043
-  _globals['_ROLLBACKPIVOTREQUEST']._serialized_start=1045
-  _globals['_ROLLBACKPIVOTREQUEST']._serialized_end=1081
-  _globals['_GETPIVOTREQUEST']._serialized_start=1083
-  _globals['_GETPIVOTREQUEST']._serialized_end=1114
-  _globals['_LISTPIVOTSREQUEST']._serialized_start=1116
-  _globals['_LISTPIVOTSREQUEST']._serialized_end=1135
-  _globals['_LISTPIVOTSREPLY']._serialized_start=1137
-  _globals['_LISTPIVOTSREPLY']._serialized_end=1188
-  _globals['_WHYREQUEST']._serialized_start=1190
-  _globals['_WHYREQUEST']._serialized_end=1216
-  _globals['_WHYREPLY']._serialized_start=1218
-  _globals['_WHYREPLY']._serialized_end=1266
-  _globals['_FINDING']._serialized_start=1268
-  _globals['_FINDING']._serialized_end=1303
-  _globals['_RESEARCH']._serialized_start=1306
-  _globals['_RESEARCH']._serialized_end=2083
+  _globals['_PIVOT']._serialized_end=1091
+  _globals['_PROMOTEPIVOTREQUEST']._serialized_start=1093
+  _globals['_PROMOTEPIVOTREQUEST']._serialized_end=1152
+  _globals['_ROLLBACKPIVOTREQUEST']._serialized_start=1154
+  _globals['_ROLLBACKPIVOTREQUEST']._serialized_end=1190
+  _globals['_GETPIVOTREQUEST']._serialized_start=1192
+  _globals['_GETPIVOTREQUEST']._serialized_end=1223
+  _globals['_LISTPIVOTSREQUEST']._serialized_start=1225
+  _globals['_LISTPIVOTSREQUEST']._serialized_end=1244
+  _globals['_LISTPIVOTSREPLY']._serialized_start=1246
+  _globals['_LISTPIVOTSREPLY']._serialized_end=1297
+  _globals['_WHYREQUEST']._serialized_start=1299
+  _globals['_WHYREQUEST']._serialized_end=1325
+  _globals['_WHYREPLY']._serialized_start=1327
+  _globals['_WHYREPLY']._serialized_end=1375
+  _globals['_FINDING']._serialized_start=1377
+  _globals['_FINDING']._serialized_end=1412
+  _globals['_RESEARCH']._serialized_start=1415
+  _globals['_RESEARCH']._serialized_end=2258
 # @@protoc_insertion_point(module_scope)

@@ -117,20 +117,32 @@ class PivotFile(_message.Message):
     def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class Pivot(_message.Message):
-    __slots__ = ("name", "parent", "round_id", "files", "evals_json", "created_unix_ms")
+    __slots__ = ("name", "parent", "round_id", "files", "evals_json", "created_unix_ms", "promotions_needed", "promoted_by")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     EVALS_JSON_FIELD_NUMBER: _ClassVar[int]
     CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    PROMOTIONS_NEEDED_FIELD_NUMBER: _ClassVar[int]
+    PROMOTED_BY_FIELD_NUMBER: _ClassVar[int]
     name: str
     parent: str
     round_id: str
     files: _containers.RepeatedCompositeFieldContainer[PivotFile]
     evals_json: str
     created_unix_ms: int
-    def __init__(self, name: _Optional[str] = ..., parent: _Optional[str] = ..., round_id: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PivotFile, _Mapping]]] = ..., evals_json: _Optional[str] = ..., created_unix_ms: _Optional[int] = ...) -> None: ...
+    promotions_needed: int
+    promoted_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., parent: _Optional[str] = ..., round_id: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PivotFile, _Mapping]]] = ..., evals_json: _Optional[str] = ..., created_unix_ms: _Optional[int] = ..., promotions_needed: _Optional[int] = ..., promoted_by: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PromotePivotRequest(_message.Message):
+    __slots__ = ("name", "promotion_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROMOTION_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    promotion_json: str
+    def __init__(self, name: _Optional[str] = ..., promotion_json: _Optional[str] = ...) -> None: ...
 
 class RollbackPivotRequest(_message.Message):
     __slots__ = ("name",)

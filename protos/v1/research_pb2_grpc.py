@@ -84,6 +84,11 @@ class ResearchStub:
                 request_serializer=protos_dot_v1_dot_research__pb2.RollbackPivotRequest.SerializeToString,
                 response_deserializer=protos_dot_v1_dot_research__pb2.Pivot.FromString,
                 _registered_method=True)
+        self.PromotePivot = channel.unary_unary(
+                '/cofuse.v1.Research/PromotePivot',
+                request_serializer=protos_dot_v1_dot_research__pb2.PromotePivotRequest.SerializeToString,
+                response_deserializer=protos_dot_v1_dot_research__pb2.Pivot.FromString,
+                _registered_method=True)
         self.GetPivot = channel.unary_unary(
                 '/cofuse.v1.Research/GetPivot',
                 request_serializer=protos_dot_v1_dot_research__pb2.GetPivotRequest.SerializeToString,
@@ -164,6 +169,13 @@ class ResearchServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromotePivot(self, request, context):
+        """An operator's yes to a pivot that waits for it. Safe to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPivot(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -227,6 +239,11 @@ def add_ResearchServicer_to_server(servicer, server):
             'RollbackPivot': grpc.unary_unary_rpc_method_handler(
                     servicer.RollbackPivot,
                     request_deserializer=protos_dot_v1_dot_research__pb2.RollbackPivotRequest.FromString,
+                    response_serializer=protos_dot_v1_dot_research__pb2.Pivot.SerializeToString,
+            ),
+            'PromotePivot': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromotePivot,
+                    request_deserializer=protos_dot_v1_dot_research__pb2.PromotePivotRequest.FromString,
                     response_serializer=protos_dot_v1_dot_research__pb2.Pivot.SerializeToString,
             ),
             'GetPivot': grpc.unary_unary_rpc_method_handler(
@@ -509,6 +526,33 @@ class Research:
             target,
             '/cofuse.v1.Research/RollbackPivot',
             protos_dot_v1_dot_research__pb2.RollbackPivotRequest.SerializeToString,
+            protos_dot_v1_dot_research__pb2.Pivot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromotePivot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cofuse.v1.Research/PromotePivot',
+            protos_dot_v1_dot_research__pb2.PromotePivotRequest.SerializeToString,
             protos_dot_v1_dot_research__pb2.Pivot.FromString,
             options,
             channel_credentials,

@@ -135,7 +135,8 @@ DAMAGES = [
         "I2",
         sql(
             "INSERT INTO pivots SELECT 'pivot-9', parent, round_id, files_json, evals_json, "
-            "created_unix_ms FROM pivots WHERE name = 'pivot-1'"
+            "created_unix_ms, promotions_needed, promotions_json FROM pivots "
+            "WHERE name = 'pivot-1'"
         ),
         "rnd-1 made 2 pivots",
     ),

@@ -10,7 +10,14 @@ from coordinator.fuse_job import FuseJob
 from coordinator.fuse_worker import open_contributions
 from coordinator.opener import SCRATCH, answer
 from coordinator.opening import OpenerError, Opening
-from coordinator.sealed import SENDERS, Worker, ensure_worker_key
+from coordinator.sealed import (
+    RETIRED,
+    SENDERS,
+    Worker,
+    ensure_worker_key,
+    forget_retired_keys,
+    rotate_worker_key,
+)
 from participant.sealer import Sealer
 from protos.spec import RoundSpec
 from trust.keys import KeyFileError
@@ -185,3 +192,35 @@ def test_a_hub_whose_key_others_may_read_does_not_start(hub: Hub) -> None:
     with pytest.raises(OpenerError, match="chmod 600"):
         opening.start()
     opening.stop()
+
+
+def test_what_was_on_its_way_when_the_key_was_rotated_still_opens(hub: Hub) -> None:
+    before = hub.sealed(b"old", "a")
+    old, new = rotate_worker_key(hub.folder, hub.public)
+    assert old == hub.kid != new
+    after = hub.sealed(b"new", "b")
+    assert (hub.open(before, "a"), hub.open(after, "b")) == (b"old", b"new")
+    assert (hub.folder / RETIRED).stat().st_mode & 0o777 == 0o700
+    assert (hub.folder / RETIRED / f"{old}.pem").stat().st_mode & 0o777 == 0o600
+    assert forget_retired_keys(hub.folder) == [old]
+    with pytest.raises(SealError, match=f"sealed to key {old[:16]}, wanted {new[:16]}"):
+        hub.open(before, "a")
+    assert hub.open(after, "b") == b"new"
+
+
+def test_a_rotation_that_was_cut_short_is_repeated(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the new key has its place: the old one is today's, and no key is lost."""
+    path = hub.sealed(b"x")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rotate_worker_key(hub.folder, hub.public)
+    assert hub.open(path) == b"x"
+    old, _ = rotate_worker_key(hub.folder, hub.public)
+    assert (old, hub.open(path)) == (hub.kid, b"x")

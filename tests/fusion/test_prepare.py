@@ -72,6 +72,21 @@ def test_a_source_that_claims_to_know_every_word_keeps_to_its_share(tmp_path: Pa
     assert sum(after.values()) == pytest.approx(1)
 
 
+def test_who_has_lost_standing_is_listened_to_less_and_the_others_have_the_rest(
+    tmp_path: Path,
+) -> None:
+    settings = replace(SETTINGS, max_share=1.0)
+    lowered = replace(settings, standing={"a": 0.5, "not-here": 0.5})
+    full = prepare(pivot(), tokenizer(300), PROMPTS, both(), settings, tmp_path / "full")
+    half = prepare(pivot(), tokenizer(300), PROMPTS, both(), lowered, tmp_path / "half")
+    assert full.routing is not None
+    assert half.routing is not None
+    before, after = full.routing.shares()["all"], half.routing.shares()["all"]
+    assert after["a"] == pytest.approx(before["a"] / 2, rel=1e-3)
+    assert all(after[name] >= before[name] for name in before if name != "a")
+    assert sum(after.values()) == pytest.approx(1)
+
+
 def test_contributions_on_different_prompt_sets_are_refused(tmp_path: Path) -> None:
     expert = contribution("a")
     other = replace(expert, header=replace(expert.header, prompt_set_sha256="f" * 64))

@@ -32,8 +32,8 @@ from trust.pivot_manifest import MANIFEST_FILE, SIGNER_FILE, ManifestError
 class Hub:
     """A coordinator with one imported pivot and its rollback-able child, on real mutual TLS."""
 
-    def __init__(self, root: Path, identities: MakeIdentity, address: str) -> None:
-        self.root, self.identities, self.address = root, identities, address
+    def __init__(self, root: Path, identities: MakeIdentity, address: str, store: Store) -> None:
+        self.root, self.identities, self.address, self.store = root, identities, address, store
 
     def sdk(self, role: Any, name: str) -> Coordinator:
         files = self.identities(role, name)
@@ -61,7 +61,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     config = config_at(root, identities)
     _older_release(config.data_dir, root / "model")
     with serving(config) as running:
-        hub = Hub(root, identities, running.address)
+        hub = Hub(root, identities, running.address, running.store)
         with hub.sdk("operator", "grace") as operator:
             operator.import_pivot("pivot-0", root / "model")
             operator.import_pivot("pivot-0", root / "model")  # again: nothing changes
@@ -220,3 +220,26 @@ def test_with_another_signers_key_nothing_is_taken(hub: Hub, tmp_path: Path) -> 
         with pytest.raises(RemoteError, match="do not use it"):
             eve.download_pivot("pivot-0", tmp_path / "p")
     assert not (tmp_path / "p").exists()
+
+
+def test_a_pivot_that_waits_is_for_operators_alone_until_two_have_promoted_it(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.store.promotions_needed = 2
+    with hub.sdk("operator", "grace") as operator, hub.sdk("researcher", "ada") as researcher:
+        made = operator.import_pivot("pivot-90", hub.root / "model")
+        hub.store.promotions_needed = 0
+        assert (made.waits_for, made.promoted_by) == (1, ("grace",))
+        asked = {"name": "x", "pivot": "pivot-90", "participants": ["st-mary"], "kind": "weights"}
+        spec = {**asked, "method": "merge", "training": {"steps": 1, "lr": 0.001}}
+        with pytest.raises(RemoteError, match="pivot-90 waits for the yes of 1 more") as refused:
+            researcher.submit(RoundSpec.model_validate(spec))
+        assert refused.value.error_id == "not_promoted"
+        with pytest.raises(RemoteError, match="pivot-90 waits"):
+            researcher.download_pivot("pivot-90", tmp_path / "early")
+        assert "waits for 1 more" in hub.cli("operator", "ls").stdout
+        wrong = hub.cli("operator", "promote", "pivot-90", "--content", "00")
+        assert (wrong.exit_code, "not promoted" in wrong.stderr) == (1, True)
+        right = hub.cli("operator", "promote", "pivot-90", "--json")
+        assert told(right.stdout)["promoted_by"] == ["grace", "typed"]
+        assert researcher.download_pivot("pivot-90", tmp_path / "now").exists()

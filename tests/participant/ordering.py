@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from trust.ca import AUTHORITY_CERTIFICATE, create_authority, new_identity, sign_request
-from trust.orders import sign_order
+from trust.orders import sign_as
 from trust.pivot_manifest import utc
 from trust.statements import Order
 
@@ -45,4 +45,4 @@ def ordered(
         not_after=utc(now + timedelta(days=300)),
     )
     folder = home / researcher
-    return sign_order(order, folder / "key.pem", folder / "certificate.pem")
+    return sign_as(order, folder / "key.pem", folder / "certificate.pem")

@@ -11,9 +11,12 @@ from participant import canaries, canary_gate
 from participant.canary_gate import RECALL, RELEASE, Question, check, verdict
 from participant.canary_stats import Exposure, exposure
 from participant.config import ModelConfig, TrainingConfig
+from participant.guard import AwaitingApprovalError
 from participant.policy import GateRules, PolicyRefusalError
 from participant.stages.cpt import Expert
 from tests.participant.test_guard import House, house, model
+from trust.keys import load_public
+from trust.statements import Approval, verify
 
 __all__ = ["house", "model"]  # fixtures
 
@@ -134,3 +137,27 @@ def test_an_expert_of_a_participant_that_wants_them_reads_the_records(tmp_path: 
         )
         sizes.append(len(np.load(tmp_path / f"expert-{file is None}" / "tokens.npy")))
     assert sizes[1] > sizes[0]
+
+
+def test_what_was_measured_is_shown_to_the_approver_signed_and_outlives_a_restart(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.policy("manual")
+    with (house.home / "policy.toml").open("a", encoding="utf-8") as file:
+        file.write('[gates]\ncanaries = "block"\n')
+    (house.home / "data" / canaries.FILE).parent.mkdir(parents=True)
+    (house.home / "data" / canaries.FILE).write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(canary_gate, "measure", lambda _: {RELEASE: NOTHING, RECALL: NOTHING})
+    entry, guard = house.entry(), house.guard()
+    with pytest.raises(AwaitingApprovalError) as caught:
+        house.release(guard, entry)
+    shown = caught.value.release
+    assert shown.gates == verdict(BLOCK, {RELEASE: NOTHING, RECALL: NOTHING}).words
+    decision = guard.approvals.decide(shown, approved=True, by="grace")
+    public = load_public(house.home / "approver.pub")
+    assert verify(Approval, decision.signed, public).gates == shown.gates
+    again = house.guard()
+    assert house.release(again, entry).made.gates == shown.gates
+    # Figures that nobody saw are not what was approved.
+    better = shown.model_copy(update={"gates": "auc 0.500"})
+    assert again.approvals.decision(better) is None

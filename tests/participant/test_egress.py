@@ -113,3 +113,11 @@ def test_a_crash_while_it_is_taken_over_loses_nothing_and_doubles_nothing(
         rounds = [one.round for one in EgressLog(tmp_path, "st-mary").releases()]
         assert rounds == ["rnd-0", "rnd-1", "rnd-2", "rnd-3"]
         (tmp_path / FOLDER / "checkpoints.jsonl").unlink()
+
+
+def test_what_the_canary_gate_measured_is_on_the_record_of_what_left(tmp_path: Path) -> None:
+    log = EgressLog(tmp_path, "st-mary")
+    one = {"round_id": "rnd-1", "what": "logits", "size_bytes": 7, "sha256": "a" * 64}
+    log.append(**one, gates="auc 0.512")  # type: ignore[arg-type]
+    log.append(**one)  # type: ignore[arg-type]
+    assert [release.gates for release in log.releases()] == ["auc 0.512", ""]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from trust.ca import create_authority, new_identity, sign_request
 from trust.dsse import canonical
 from trust.identity import Role
-from trust.orders import MAX_LIFETIME, open_order, sign_order
+from trust.orders import MAX_LIFETIME, open_order, open_promotion, sign_as
 from trust.pivot_manifest import utc
-from trust.statements import Order, StatementError
+from trust.statements import Order, Promotion, StatementError
 
 # Certificates are made when a test runs, which may be long after this file was read.
 NOW = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
@@ -41,7 +41,7 @@ class Home:
         return folder
 
     def sign(self, folder: Path, **changes: Any) -> str:
-        return sign_order(order(**changes), folder / "key.pem", folder / "certificate.pem")
+        return sign_as(order(**changes), folder / "key.pem", folder / "certificate.pem")
 
 
 def order(**changes: Any) -> Order:
@@ -102,7 +102,7 @@ def test_a_certificate_of_ours_beside_a_foreign_signature_proves_nothing(
 ) -> None:
     thief = new_identity(tmp_path / "thief", "researcher", "ada")
     assert thief
-    raw = sign_order(
+    raw = sign_as(
         order(),
         tmp_path / "thief" / "key.pem",
         home.identity("researcher", "ada") / "certificate.pem",
@@ -135,3 +135,44 @@ def test_foreign_text_is_refused_and_never_crashes(
         if raw != good:
             with pytest.raises(StatementError):
                 open_order(raw, home.authority, NOW)
+
+
+def promoted(home: Home, role: Role, **changes: str) -> str:
+    """A yes to pivot-3 under the identity grace."""
+    values = {
+        "sha256": "c" * 64,
+        "pivot": "pivot-3",
+        "by": "cofuse://operator/grace",
+        "issued": utc(NOW),
+    }
+    folder = home.identity(role, "grace")
+    statement = Promotion(**{**values, **changes})
+    return sign_as(statement, folder / "key.pem", folder / "certificate.pem")
+
+
+def test_an_operators_yes_to_a_pivot_is_read_back(home: Home) -> None:
+    found = open_promotion(promoted(home, "operator"), home.authority, NOW)
+    assert (found.pivot, found.sha256, found.by) == ("pivot-3", "c" * 64, "cofuse://operator/grace")
+
+
+@pytest.mark.parametrize(
+    ("role", "changes", "says"),
+    [
+        ("operator", {"by": "cofuse://operator/heinz"}, "signed by cofuse://operator/grace"),
+        ("researcher", {"by": "cofuse://researcher/grace"}, "promote no pivot"),
+        ("operator", {"issued": utc(NOW + timedelta(hours=1))}, "set the clock"),
+        ("operator", {"issued": utc(NOW - timedelta(days=9))}, "did not count"),
+    ],
+)
+def test_a_promotion_that_does_not_count_is_refused(
+    home: Home, role: Role, changes: dict[str, str], says: str
+) -> None:
+    with pytest.raises(StatementError, match=says):
+        open_promotion(promoted(home, role, **changes), home.authority, NOW)
+
+
+def test_an_order_is_no_promotion_whoever_signed_it(home: Home) -> None:
+    folder = home.identity("operator", "grace")
+    raw = home.sign(folder, submitted_by="cofuse://operator/grace")
+    with pytest.raises(StatementError, match="promotion"):
+        open_promotion(raw, home.authority, NOW)

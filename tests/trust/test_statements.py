@@ -27,7 +27,15 @@ KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 RECEIPT = Receipt(
     sha256="a" * 64, round_id="rnd-1", participant="a", size_bytes=5, committed_unix_ms=7
 )
-APPROVAL = Approval(sha256="a" * 64, round_id="rnd-1", approved=True, by="grace", why="", unix_ms=7)
+APPROVAL = Approval(
+    sha256="a" * 64,
+    round_id="rnd-1",
+    approved=True,
+    by="grace",
+    why="",
+    gates="auc 0.51",
+    unix_ms=7,
+)
 
 
 def release(key: Ed25519PrivateKey) -> Release:
@@ -60,12 +68,12 @@ def test_signed_twice_it_is_the_same_receipt() -> None:
 
 
 def test_one_type_never_passes_for_another() -> None:
-    with pytest.raises(StatementError, match="no statement of cofuse/approval/1"):
+    with pytest.raises(StatementError, match="no statement of cofuse/approval/2"):
         verify(Approval, sign(RECEIPT, KEY), KEY.public_key())
 
 
 def test_a_signed_statement_that_says_more_is_none() -> None:
-    for change in ({"more": 1}, {"_type": "x"}, {"predicateType": "cofuse/approval/1"}):
+    for change in ({"more": 1}, {"_type": "x"}, {"predicateType": "cofuse/approval/2"}):
         payload = canonical({**json.loads(payload_of(RECEIPT)), **change})
         raw = seal(PAYLOAD_TYPE, payload, KEY).decode()
         with pytest.raises(StatementError):

@@ -59,8 +59,9 @@ def desk(home: Path) -> Approvals:
 
 def waiting(home: Path, round_id: str = "rnd-2", **change: Any) -> str:
     now = time.time_ns() // 1_000_000
-    known = {"positions": 1_234, "size_bytes": 98_765, "asked_unix_ms": now, **change}
-    return desk(home).ask(release(round_id, **known)).release_id
+    gates = "what reads the release alone: auc 0.512"
+    known = {"positions": 1_234, "size_bytes": 98_765, "asked_unix_ms": now, "gates": gates}
+    return desk(home).ask(release(round_id, **known | change)).release_id
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -79,6 +80,7 @@ def test_everything_that_an_approver_should_know_is_shown_and_nothing_decided(ho
         "top 16 log-probabilities of the expert",
         "positions  1,234",
         "98,765",
+        "canaries   what reads the release alone: auc 0.512",
         "700 positions of 30 days before, 1,934 with it",
         "10 of 50",
     ):
