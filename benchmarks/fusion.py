@@ -29,7 +29,8 @@ from typing import Any, Final
 # Run as a script, this file's own folder comes first and this file passes for package `fusion`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.fusion_jobs import FULL, SIX, THREE, VARIANTS, Job, Sizes, needs, run
+from benchmarks.fusion_hospitals import FULL, SIX, THREE, Job, Sizes
+from benchmarks.fusion_jobs import needs, run
 from benchmarks.fusion_report import (
     ABLATIONS,
     CURVES,
@@ -40,6 +41,7 @@ from benchmarks.fusion_report import (
     summarise,
     table,
 )
+from benchmarks.fusion_variants import VARIANTS
 from protos.process import PARENT_VARIABLE, die_with_parent
 
 FIRST_SEED_ONLY: Final = frozenset(

@@ -2,9 +2,9 @@
 
     python benchmarks/fusion_extract.py
 
-Three shapes of model, one of them real. Both arms run the same batches in turns, and the ratio is
-the median over the turns. Memory is measured in processes of their own. A table on stdout, and last
-one line of JSON.
+Three shapes of model, one of them real. Both arms run the same batches in turns, and the ratio of
+their CPU times is the median over the turns. Memory is measured in processes of their own. A table
+on stdout, and last one line of JSON.
 """
 
 from __future__ import annotations
@@ -74,22 +74,22 @@ def model_and_tokenizer(
 def seconds_of_forward(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
 ) -> float:
-    """Time the encoding of the prompts and the model's forward over the batches of extraction."""
-    start = time.perf_counter()
+    """CPU seconds of encoding the prompts and of the forward over the batches of extraction."""
+    start = time.process_time()
     table, eos = byte_table(tokenizer, int(model.config.vocab_size)), eos_id(tokenizer)
     streams = [[eos, *encode(tokenizer, table, prompt), eos] for prompt in prompts]
     for _ in score(model, streams):
         pass
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def seconds_of_extraction(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], path: Path
 ) -> float:
-    """Time everything from the prompts to the file on disk."""
-    start = time.perf_counter()
+    """CPU seconds of everything from the prompts to the file on disk."""
+    start = time.process_time()
     extract_to_file(path, model, tokenizer, prompts, **OPTIONS)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def extract_ratio(vocab: int, hidden: int, layers: int, prompts: int = 80) -> float:

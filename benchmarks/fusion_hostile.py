@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 # Run as a script, this file's own folder comes first and this file passes for package `fusion`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.fusion_jobs import FULL, GENERAL, SHA, THREE, Job, contribution, run, texts_of
+from benchmarks.fusion_hospitals import FULL, GENERAL, SHA, THREE, Job, texts_of
+from benchmarks.fusion_jobs import run
+from benchmarks.fusion_variants import contribution
 from fp8.train import TrainConfig
 from fusion.budget import keep
 from fusion.codec import LogitFile, check_logits, write_logits

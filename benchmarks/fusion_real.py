@@ -4,7 +4,7 @@
 
 Each expert is SmolLM2 trained on facts of its own (brand and generic names of drugs; diseases and
 their genes), each told in three wordings. The public prompts are question stems in four other
-wordings with every one of the four options in turn, unanswered, and some Wikipedia paragraphs.
+wordings with every one of the four options, unanswered, and some Wikipedia paragraphs.
 Targets: a fresh SmolLM2, and SmolLM2's body with GPT-2's tokenizer. `sft` is the control: the same
 prompts, steps, learning rate and batches without the experts. Accuracy is asked in a wording that
 nobody has seen. The sizes were fixed before any seed but 0 was run, and 0 is no default. Progress

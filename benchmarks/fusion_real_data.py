@@ -1,8 +1,8 @@
 """Facts, wordings and public text of `benchmarks/fusion_real.py`, read from installed packages.
 
 No package is imported and nothing is fetched: importlib.metadata finds the data files. A fact is
-a pair (query, answer). Experts read it in three wordings; the public prompts ask it in four others
-with every option in turn, and do not say which is right; the evaluation asks in yet another.
+a pair (query, answer). Experts read it in three wordings; the public prompts ask it in four others,
+each with every option, and do not say which is right; the evaluation asks in yet another.
 """
 
 from __future__ import annotations
@@ -99,13 +99,14 @@ class Fact:
         right = self.options[self.answer]
         return [f"{w.format(q=self.query)} {right}." for w in WORDINGS[self.kind].private]
 
-    def public_texts(self, turn: int) -> list[str]:
-        """Every option once, each in another of the public wordings; `turn` says which in which."""
-        public = WORDINGS[self.kind].public
-        return [
-            f"{public[(turn + i) % len(public)].format(q=self.query)} {option}."
-            for i, option in enumerate(self.options)
-        ]
+    def public_texts(self) -> list[str]:
+        """Every option in every public wording.
+
+        With each option in one wording only, what follows an answer's first token would be read
+        in one wording, and not be known in another.
+        """
+        stems = [wording.format(q=self.query) for wording in WORDINGS[self.kind].public]
+        return [f"{stem} {option}." for stem in stems for option in self.options]
 
     def question(self) -> ChoiceQuestion:
         """The fact as the evaluation asks it."""
@@ -141,7 +142,7 @@ def with_options(kind: str, pairs: Iterable[tuple[str, str]], count: int, seed: 
 
 def prompt_set(facts: Sequence[Fact], paragraphs: Sequence[str], seed: int) -> list[str]:
     """The public prompts, shuffled: all questions with all options, and Wikipedia paragraphs."""
-    texts = [text for turn, fact in enumerate(facts) for text in fact.public_texts(turn)]
+    texts = [text for fact in facts for text in fact.public_texts()]
     return sorted([*texts, *paragraphs], key=lambda text: _hash(seed, "prompt", text))
 
 

@@ -11,30 +11,30 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from benchmarks.fusion_real_data import KINDS, Fact, facts_of, paragraphs_of, prompt_set
 from benchmarks.fusion_real_models import (
+    Healing,
     Made,
     add_lora,
+    document_batches,
     merge_lora,
     open_model,
     save_adapters,
     transplant,
 )
-from fp8.batches import IGNORED
 from fp8.train import Progress, TrainConfig, causal_lm_loss, packed_batches, train
 from fusion.codec import LogitFile
 from fusion.evaluate import bits_per_byte, choice_accuracy
 from fusion.extract import extract_to_file
-from fusion.models import encode_documents, encode_text, eos_id, save_model
+from fusion.models import encode_documents, eos_id, save_model
 from fusion.settings import FusionSettings
 from fusion.unified import fuse
 
@@ -69,7 +69,7 @@ class Sizes:
     facts: int = 25
     """Per kind, and as many questions."""
     heldout_bytes: int = 8_000
-    public_bytes: int = 8_000
+    public_bytes: int = 24_000
     """Wikipedia paragraphs among the prompts: there the routing listens to the base."""
     heal_bytes: int = 100_000
     """Wikipedia paragraphs that the other tokenizer's embeddings are healed on."""
@@ -209,33 +209,6 @@ def _expert(job: Job, texts: Texts) -> Made:
     return model, tokenizer
 
 
-def document_batches(
-    tokenizer: PreTrainedTokenizerFast, docs: Sequence[str], batch_size: int, seed: int
-) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Batches of whole documents between eos and eos, one a row: as the evaluation reads them.
-
-    In windows of a packed stream one in five of such short documents would be cut, its answer
-    left without its question. Every epoch is shuffled anew; a pure function of the step.
-    """
-    eos = eos_id(tokenizer)
-    rows = [[eos, *encode_text(tokenizer, doc), eos] for doc in docs]
-
-    def batch_at(step: int) -> dict[str, torch.Tensor]:
-        at = range(step * batch_size, (step + 1) * batch_size)
-        orders = {
-            epoch: np.random.default_rng((seed, epoch)).permutation(len(rows))
-            for epoch in {place // len(rows) for place in at}
-        }
-        chosen = [rows[orders[place // len(rows)][place % len(rows)]] for place in at]
-        width = max(map(len, chosen))
-        return {
-            "input_ids": torch.tensor([row + [eos] * (width - len(row)) for row in chosen]),
-            "labels": torch.tensor([row + [IGNORED] * (width - len(row)) for row in chosen]),
-        }
-
-    return batch_at
-
-
 def _other(job: Job, texts: Texts) -> Made:
     """Give SmolLM2 GPT-2's tokenizer and heal the embeddings on public text; keep the folder."""
     sizes = job.sizes
@@ -257,22 +230,6 @@ def _other(job: Job, texts: Texts) -> Made:
         model.get_input_embeddings().weight.copy_(table_VH)
     save_model(model, tokenizer, job.folder / OTHER)
     return model, tokenizer
-
-
-class Healing(torch.nn.Module):
-    """A frozen bf16 body between tied embeddings that are trained in fp32."""
-
-    def __init__(self, model: Any, table_VH: torch.nn.Parameter) -> None:
-        super().__init__()
-        self.body, self.table_VH = model.model, table_VH
-
-    def loss(self, batch_BT: torch.Tensor) -> torch.Tensor:
-        """The cross-entropy of the next token."""
-        table_VH = self.table_VH.to(torch.bfloat16)
-        inputs = torch.nn.functional.embedding(batch_BT[:, :-1], table_VH)
-        hidden = self.body(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        logits = torch.nn.functional.linear(hidden, table_VH).float()
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch_BT[:, 1:].flatten())
 
 
 def _fuse(job: Job, texts: Texts) -> Made:

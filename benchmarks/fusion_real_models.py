@@ -12,8 +12,9 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 from benchmarks.fusion_real_data import MissingPackageError, locate, remedy
+from fp8.batches import IGNORED
 from fusion.byte_tables import TokenizerError, byte_table
 from fusion.models import EOS, encode_text, eos_id, load_model, save_model
 
@@ -144,6 +146,13 @@ def merge_lora(model: PreTrainedModel, adapters: Path) -> None:
             weight.copy_(weight.float() + update)
 
 
+def save_adapters(model: PreTrainedModel, path: Path) -> None:
+    """Write the adapters; the file appears whole or not at all."""
+    partial = path.with_suffix(".partial")
+    save_file(lora_state(model), partial)
+    os.replace(partial, path)
+
+
 # ---------------------------------------------------------------------------- other tokenizer
 def gpt2_tokenizer() -> PreTrainedTokenizerFast:
     """GPT-2's own byte-level BPE, without any hub."""
@@ -201,8 +210,45 @@ def pieces_of(
     return found
 
 
-def save_adapters(model: PreTrainedModel, path: Path) -> None:
-    """Write the adapters; the file appears whole or not at all."""
-    partial = path.with_suffix(".partial")
-    save_file(lora_state(model), partial)
-    os.replace(partial, path)
+class Healing(torch.nn.Module):
+    """A frozen bf16 body between tied embeddings that are trained in fp32."""
+
+    def __init__(self, model: Any, table_VH: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.body, self.table_VH = model.model, table_VH
+
+    def loss(self, batch_BT: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy of the next token."""
+        table_VH = self.table_VH.to(torch.bfloat16)
+        inputs = torch.nn.functional.embedding(batch_BT[:, :-1], table_VH)
+        hidden = self.body(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        logits = torch.nn.functional.linear(hidden, table_VH).float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch_BT[:, 1:].flatten())
+
+
+# ---------------------------------------------------------------------------- batches
+def document_batches(
+    tokenizer: PreTrainedTokenizerFast, docs: Sequence[str], batch_size: int, seed: int
+) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Batches of whole documents between eos and eos, one a row: as the evaluation reads them.
+
+    In windows of a packed stream one in five of such short documents would be cut, its answer
+    left without its question. Every epoch is shuffled anew; a pure function of the step.
+    """
+    eos = eos_id(tokenizer)
+    rows = [[eos, *encode_text(tokenizer, doc), eos] for doc in docs]
+
+    def batch_at(step: int) -> dict[str, torch.Tensor]:
+        at = range(step * batch_size, (step + 1) * batch_size)
+        orders = {
+            epoch: np.random.default_rng((seed, epoch)).permutation(len(rows))
+            for epoch in {place // len(rows) for place in at}
+        }
+        chosen = [rows[orders[place // len(rows)][place % len(rows)]] for place in at]
+        width = max(map(len, chosen))
+        return {
+            "input_ids": torch.tensor([row + [eos] * (width - len(row)) for row in chosen]),
+            "labels": torch.tensor([row + [IGNORED] * (width - len(row)) for row in chosen]),
+        }
+
+    return batch_at

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.fusion_jobs import GENERAL, SIX, THREE
+from benchmarks.fusion_hospitals import GENERAL, SIX, THREE
 from fusion.evaluate import recovery
 
 Results = dict[int, dict[str, dict[str, float]]]

@@ -24,7 +24,9 @@ from typing import Any, Final, Literal
 # Run as a script, this file's own folder comes first and this file passes for package `fusion`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.fusion_jobs import FULL, GENERAL, SHA, SIX, Job, Sizes, contribution, run, texts_of
+from benchmarks.fusion_hospitals import FULL, GENERAL, SHA, SIX, Job, Sizes, texts_of
+from benchmarks.fusion_jobs import run
+from benchmarks.fusion_variants import contribution
 from benchmarks.poison_attacks import ATTACKS
 from cofuse.demo.corpora import Limits
 from fp8.train import TrainConfig

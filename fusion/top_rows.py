@@ -2,8 +2,9 @@
 
 The K largest lie in the K blocks with the largest maxima, so only those blocks are searched; the
 kept ids are left out of the sum of the others, so a small tail is not lost to cancellation.
-On CPU numpy does the passes, a few rows at a time that stay in the cache: its exp is twice as
-fast as torch's. Shapes: N = rows, V = vocabulary, K = kept ids, n = rows of a chunk, G = blocks.
+On CPU a few rows at a time stay in the cache: numpy does the passes, as its exp is twice as fast
+as torch's, and torch selects, in tensors too small for its threads, as top_rows has its own.
+Shapes: N = rows, V = vocabulary, K = kept ids, n = rows of a chunk, G = blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from fusion.contribution import LOGPROB_FLOOR, ContributionError
 
-_CHUNK: Final = 1 << 18
+_CHUNK: Final = 1 << 19
 _DEVICE_CHUNK: Final = 1 << 25
 """Logits in fp32 at once, on CPU and on other devices."""
 
@@ -71,25 +72,25 @@ def _blocks(vocab: int, k: int) -> tuple[int, int]:
 
 
 def _on_cpu(k: int, logits_nV: Tensor, labels_n: Tensor) -> tuple[NDArray[Any], ...]:
-    x: NDArray[np.float32] = logits_nV.float().numpy()
+    wide_nV = logits_nV.float()
+    x: NDArray[np.float32] = wide_nV.numpy()
     rows, vocab = x.shape
     size, count = _blocks(vocab, k)
-    tiled = x[:, : size * count].reshape(rows, size, count)
-    best = np.argpartition(tiled.max(axis=1), count - k)[:, count - k :]
-    candidates = (best[:, None, :] + np.arange(size)[:, None] * count).reshape(rows, -1)
-    rest = np.broadcast_to(np.arange(size * count, vocab), (rows, vocab - size * count))
-    candidates = np.concatenate([candidates, rest], axis=1)
-    values = np.take_along_axis(x, candidates, 1)
-    order = np.argpartition(values, values.shape[1] - k)[:, values.shape[1] - k :]
-    order = np.take_along_axis(order, np.argsort(-np.take_along_axis(values, order, 1)), 1)
-    ids, top = np.take_along_axis(candidates, order, 1), np.take_along_axis(values, order, 1)
+    peaks = x[:, : size * count].reshape(rows, size, count).max(axis=1)
+    best = torch.from_numpy(peaks).topk(k, sorted=False).indices
+    candidates = (best[:, :, None] + torch.arange(size) * count).flatten(1)
+    if size * count < vocab:
+        rest = torch.arange(size * count, vocab).expand(rows, -1)
+        candidates = torch.cat([candidates, rest], 1)
+    values, places = wide_nV.gather(1, candidates).topk(k)
+    ids, top = candidates.gather(1, places).numpy(), values.numpy()
     own = x[np.arange(rows), labels_n.numpy()]
     with np.errstate(divide="ignore", invalid="ignore", under="ignore", over="ignore"):
         peak = top[:, :1]
         # Far from overflow there is nothing to shift: one pass less.
         shift = np.where(np.abs(peak) < 40, 0, peak).astype(np.float32)
         shares = np.exp(x - shift if shift.any() else x)
-        np.put_along_axis(shares, ids, 0, 1)
+        shares[np.arange(rows)[:, None], ids] = 0
         tail = shares.sum(axis=1)
         total = np.log(tail + np.exp(top - shift).sum(axis=1))
         lse = total + shift[:, 0]
