@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import psutil
 
-from cofuse.demo.corpora import Department, departments, general_text, write_department
 from cofuse.demo.chat import Exchange, ask_pivot, first_questions
+from cofuse.demo.corpora import Department, departments, general_text, write_department
 from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
 from cofuse.demo.screen import Screen
 from cofuse.demo.settings import DemoSettings, Hospital
