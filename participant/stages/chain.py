@@ -27,13 +27,11 @@ from participant.durable import sync_tree, write_durably
 from participant.stages import rl, sft
 from participant.stages.conversations import Chat
 from participant.stages.cpt import Expert, set_precision
+from participant.stages.review import EVALS, PROGRESS
 from participant.stages.stage_gate import FIGURES, StageGate, judged, recall_of
 from protos.files import flush
 
 _LOG = logging.getLogger(__name__)
-EVALS: Final = "evals.json"
-PROGRESS: Final = "progress.jsonl"
-"""A line for each step a stage did; after a crash some steps occur twice, and the last holds."""
 _KEY: Final = "key"
 
 
