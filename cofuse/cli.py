@@ -18,6 +18,7 @@ from cofuse.commands import (
     doctor,
     fp8,
     fuse,
+    medical,
     members,
     participants,
     pivots,
@@ -126,6 +127,7 @@ for _command in (
     upkeep.backup,
     reference.schema,
     reference.config,
+    medical.medical_evals,
 ):
     app.command()(_command)
 for _name, _group in (

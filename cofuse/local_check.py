@@ -185,7 +185,7 @@ def _check_evals(spec: LocalSpec) -> None:
     if spec.evals is None:
         return
     for name, domain in read_evals(spec.evals).domains.items():
-        if not any(domain.documents):
+        if not domain.questions and not any(domain.documents):
             raise PublicSetError(f"{spec.evals}: domain {name!r} has no text; leave it out")
         for number, question in enumerate(domain.questions):
             if question.answer >= len(question.options):

@@ -36,13 +36,17 @@ class Talk:
         self._model = load_folder(folder)
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         self._voice = voice
-        self._said: list[Turn] = []
-        torch.manual_seed(voice.seed)
+        self.begin_anew()
 
     @property
     def chats(self) -> bool:
         """Whether it has a chat template, and so remembers what was said."""
         return bool(self._tokenizer.chat_template)
+
+    def begin_anew(self) -> None:
+        """Forget what was said, so that the next answer hangs on its own line alone."""
+        self._said: list[Turn] = []
+        torch.manual_seed(self._voice.seed)
 
     def answer(self, words: str, *, streamed: bool = False) -> str:
         """What it says to a line. Args: streamed: write it to stdout as it comes.

@@ -70,6 +70,8 @@ class ReportData:
     credit: Mapping[str, Scores] = field(default_factory=dict)
     """Of the unified round. share: by domain of the prompts and candidate, its share of the
     routing. leave_one_out: by source and domain, the share of the gain that is lost without it."""
+    chat: Sequence[tuple[str, str, str, str]] = ()
+    """What a pivot was asked: domain, question, its answer, the right one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ def render_report(result: ReportData) -> str:
             *_egress_charts(result),
         ],
         participants=_participant_table(result.participants),
+        conversation=Table(("domain", "question", "the pivot says", "right"), tuple(result.chat)),
     )
 
 

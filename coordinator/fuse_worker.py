@@ -32,14 +32,10 @@ from fp8.train import Progress
 from fusion.codec import LogitFile
 from fusion.credit import leave_one_out
 from fusion.delta_file import read_delta
-from fusion.evaluate import (
-    ChoiceQuestion,
-    bits_per_byte,
-    choice_accuracy,
-    rolling_bits_per_byte,
-)
+from fusion.evaluate import rolling_bits_per_byte
 from fusion.merge import State
 from fusion.models import load_model, save_model
+from fusion.scoreboard import scores_of
 from fusion.unified import fuse
 from protos.files import flush
 from protos.messages import Report
@@ -48,6 +44,8 @@ from protos.public_sets import read_evals, read_prompt_set
 
 PIVOT_MODEL: Final = {"unified": "unified", "pairwise": "pairwise", "merge": "weights"}
 """What the pivot is called in the tables, by method."""
+SHARES: Final = ("accuracy", "letter", "written")
+"""Measures that are shares of questions."""
 _TELL_EVERY: Final = 5
 Tables = dict[str, dict[str, Mapping[str, float]]]
 """By measure, model and domain."""
@@ -119,14 +117,8 @@ def merge_runs(job: FuseJob) -> Path:
 
 
 def score(folder: Path, model_folder: Path, evals: Path) -> dict[str, dict[str, float]]:
-    """Bits per byte and accuracy of one model, by domain."""
-    model, tokenizer = load_model(model_folder)
-    scores: dict[str, dict[str, float]] = {"bpb": {}, "accuracy": {}}
-    for name, domain in read_evals(evals).domains.items():
-        scores["bpb"][name] = bits_per_byte(model, tokenizer, domain.documents)
-        if domain.questions:
-            questions = [ChoiceQuestion(q.prompt, q.options, q.answer) for q in domain.questions]
-            scores["accuracy"][name] = choice_accuracy(model, tokenizer, questions)
+    """Everything measured of one model, by measure and domain."""
+    scores = scores_of(*load_model(model_folder), read_evals(evals).domains)
     _tell("progress", phase="evaluate", model=model_folder.parent.name)
     return scores
 
@@ -135,7 +127,8 @@ def rolling_scores(model_folder: Path, evals: Path) -> dict[str, float]:
     """Bits per byte of one model by domain, as lm-eval counts them."""
     loaded = load_model(model_folder)
     domains = read_evals(evals).domains
-    return {name: rolling_bits_per_byte(*loaded, d.documents) for name, d in domains.items()}
+    held = {name: domain.documents for name, domain in domains.items() if domain.documents}
+    return {name: rolling_bits_per_byte(*loaded, documents) for name, documents in held.items()}
 
 
 def work(job: FuseJob) -> None:
@@ -162,15 +155,17 @@ def work(job: FuseJob) -> None:
         _tell("fused")
         evals: Tables = {"bpb": {}, "accuracy": {}}
         rolling: dict[str, float] = {}
+        asked_of: dict[str, int] = {}
         if job.evals is not None:
             asked = [job.evals] * len(models)
+            asked_of = read_evals(job.evals).counts()
             folders = [job.directory] * len(models)
             results = pool.map(score, folders, models.values(), asked)
             told = pool.submit(rolling_scores, models[pivot_model], job.evals)
             evals = _evals(job, dict(zip(models, results, strict=True)))
             rolling = told.result()
     credit = _credit(job, evals)
-    values = {**evals, "credit": credit, "pivot": pivot_model}
+    values = {**evals, "questions": asked_of, "credit": credit, "pivot": pivot_model}
     if 0 < len(rolling) <= MAX_DOMAINS:
         values["lm_eval"] = {METRIC["text"]: rolling}
     _whole(job.result, lambda partial: write_pivot(job, models[pivot_model], values, partial))
@@ -191,7 +186,9 @@ def _credit(job: FuseJob, evals: Tables) -> Tables:
         for name in sorted(evals["bpb"])
         if name.startswith(WITHOUT)
     }
-    evals["accuracy"] = {m: s for m, s in evals["accuracy"].items() if not m.startswith(WITHOUT)}
+    for measure in SHARES:
+        told = evals.get(measure, {})
+        evals[measure] = {m: s for m, s in told.items() if not m.startswith(WITHOUT)}
     if without:
         whole = evals["bpb"][PIVOT_MODEL[job.spec.method]]
         lost = leave_one_out(whole, without, evals["bpb"]["base"])
@@ -205,12 +202,12 @@ def _evals(job: FuseJob, results: dict[str, dict[str, dict[str, float]]]) -> Tab
     for participant in job.spec.participants:
         if text := job.reports.get(participant):
             scores = Report.model_validate_json(text).scores
-            experts[f"expert:{participant}"] = {"bpb": scores.bpb, "accuracy": scores.accuracy}
+            experts[f"expert:{participant}"] = scores.model_dump()
     ordered = {"base": results.pop("base"), **experts, **results}
     domains = set(ordered["base"]["bpb"])
     return {
         "bpb": {m: s["bpb"] for m, s in ordered.items() if set(s["bpb"]) == domains},
-        "accuracy": {m: s["accuracy"] for m, s in ordered.items() if s["accuracy"]},
+        **{key: {m: s[key] for m, s in ordered.items() if s[key]} for key in SHARES},
     }
 
 

@@ -92,6 +92,8 @@ def model_card(lineage: Mapping[str, Any], evals: Mapping[str, Any]) -> str:
 _MEASURES: Final = {
     "bpb": ("Held-out bits per byte, by domain (lower is better)", 3),
     "accuracy": ("Multiple-choice accuracy, by domain (higher is better)", 3),
+    "letter": ("Examination questions, by the likeliest letter (higher is better)", 3),
+    "written": ("Examination questions, by the letter it writes (higher is better)", 3),
 }
 _COUNTED: Final = (
     f"`{RESULTS_FILE}` has the same held-out text and questions as lm-eval counts them. Accuracy "

@@ -75,8 +75,10 @@ def tasks_of(evals: EvalSet, eos: str) -> list[Task]:
     for domain, slug in zip(evals.domains, _slugs(list(evals.domains)), strict=True):
         material = evals.domains[domain]
         texts = [{"text": text} for text in material.documents if text]
-        found.append(Task(f"{TAG}_{slug}_text", domain, "text", texts))
-        if rows := _questions(material, eos):
+        if texts:
+            found.append(Task(f"{TAG}_{slug}_text", domain, "text", texts))
+        # lm-eval's own tasks ask with letters; ours would score the options' texts there.
+        if (rows := _questions(material, eos)) and not material.lettered:
             found.append(Task(f"{TAG}_{slug}_choice", domain, "choice", rows))
     return found
 

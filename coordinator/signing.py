@@ -223,7 +223,7 @@ def own_scores(evals: dict[str, Any]) -> dict[str, dict[str, str]]:
     own = evals.get("pivot", "")
     return {
         measure: {domain: f"{value:.6g}" for domain, value in evals[measure][own].items()}
-        for measure in ("bpb", "accuracy")
+        for measure in ("bpb", "accuracy", "letter", "written")
         if own in evals.get(measure, {})
     }
 

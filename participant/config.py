@@ -31,6 +31,10 @@ class StartConfig(StrictConfig):
     """An ordinary model folder: config.json, safetensors, tokenizer.json. It is only read."""
 
 
+Precision = Literal["fp32", "fp8", "nvfp4"]
+"""Of the linear layers' three GEMMs. nvfp4 is for exploration: it is emulated everywhere."""
+
+
 class TrainingConfig(StrictConfig):
     """[training]: continual pre-training in FP8. Raise `steps` and the expert goes on."""
 
@@ -45,6 +49,7 @@ class TrainingConfig(StrictConfig):
     """Last steps, in which the learning rate decays."""
     seed: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=100, ge=1)
+    precision: Precision = "fp8"
 
 
 class StageConfig(StrictConfig):
@@ -64,6 +69,7 @@ class StageConfig(StrictConfig):
     """Share of the lines that measures every stage and trains none."""
     template: Path | None = None
     """Chat template (Jinja) to use instead of the tokenizer's own."""
+    precision: Precision = "fp8"
 
     def below(self, folder: Path) -> Self:
         """The same stage, relative paths taken from `folder`."""
@@ -79,6 +85,10 @@ class SftStage(StageConfig):
     """Rows per step; conversations are packed into them."""
     seq_len: int = Field(default=256, ge=16)
     """Tokens per row. An answer that ends later is left out, and counted."""
+    adapter_rank: int = Field(default=0, ge=0, le=1024)
+    """LoRA: train two matrices of this rank beside each linear layer; 0: all parameters."""
+    adapter_scale: float = Field(default=2.0, gt=0)
+    """Weight of what the adapters say (LoRA's alpha over its rank)."""
 
 
 class RlStage(StageConfig):

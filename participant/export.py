@@ -16,10 +16,10 @@ from fusion.budget import Budget
 from fusion.codec import LogitFile
 from fusion.contribution import CODEC_VERSION
 from fusion.delta_file import write_delta
-from fusion.evaluate import ChoiceQuestion, bits_per_byte, choice_accuracy
 from fusion.extract import extract_to_file
 from fusion.merge import subtract
 from fusion.models import load_model, parameter_arrays, save_model
+from fusion.scoreboard import scores_of
 from participant.canaries import open_canaries
 from participant.durable import sync_tree
 from participant.pivots import WEIGHTS
@@ -192,22 +192,6 @@ def score(expert: Path, evals: Path, cache: Path) -> Scores:
     """Measure the expert on the round's public evaluation set, once per expert and set."""
     key = f"scores-{sha256_of(evals)[:16]}-{sha256_of(expert / WEIGHTS)[:16]}.json"
     if not (cache / key).exists():
-        model, tokenizer = open_expert(expert)
-        domains = read_evals(evals).domains
-        asked = {
-            name: [ChoiceQuestion(q.prompt, q.options, q.answer) for q in domain.questions]
-            for name, domain in domains.items()
-        }
-        scores = Scores(
-            bpb={
-                name: bits_per_byte(model, tokenizer, domain.documents)
-                for name, domain in domains.items()
-            },
-            accuracy={
-                name: choice_accuracy(model, tokenizer, questions)
-                for name, questions in asked.items()
-                if questions
-            },
-        )
+        scores = Scores(**scores_of(*open_expert(expert), read_evals(evals).domains))
         (cache / key).write_text(scores.model_dump_json(), encoding="utf-8")
     return Scores.model_validate_json((cache / key).read_text(encoding="utf-8"))

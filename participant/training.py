@@ -12,6 +12,7 @@ from participant.config import ParticipantConfig
 from participant.durable import write_durably
 from participant.stages.chain import develop, name_of
 from participant.stages.cpt import Expert
+from participant.stages.stage_gate import gate_of
 
 
 class Training:
@@ -59,6 +60,7 @@ class Training:
                 self._config.stage,
                 on_progress=on_progress,
                 should_stop=lambda: self._schedule.window(self._clock()) is None or should_stop(),
+                gate=gate_of(self._config.policy, self._config.canary_file),
             )
         finally:
             torch.set_num_threads(self._config.threads)

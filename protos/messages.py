@@ -50,6 +50,10 @@ class Scores(Message):
     """Bits per byte by domain; lower is better."""
     accuracy: dict[str, float] = {}
     """Share of multiple-choice questions answered right, by domain."""
+    letter: dict[str, float] = {}
+    """Of questions whose options stand under letters: by the likeliest letter."""
+    written: dict[str, float] = {}
+    """The same questions, by the letter that the model writes."""
 
 
 class Report(Message):

@@ -3,11 +3,21 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 Domain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,39}$")]
+
+MOST_LETTERS: Final = 10
+"""A to J; fusion.letters.LETTERS."""
 
 
 class PublicSetError(ValueError):
@@ -28,8 +38,18 @@ class DomainSet(BaseModel):
     """Held-out material of one domain."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    documents: tuple[str, ...] = Field(min_length=1)
+    documents: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
+    lettered: bool = False
+    """The options are shown under letters and a letter is the answer, as in examinations."""
+
+    @model_validator(mode="after")
+    def _has_material(self) -> Self:
+        if not self.documents and not self.questions:
+            raise ValueError("found neither documents nor questions, wanted some of either")
+        if self.lettered and any(len(q.options) > MOST_LETTERS for q in self.questions):
+            raise ValueError(f"lettered questions have at most {MOST_LETTERS} options, A to J")
+        return self
 
 
 class EvalSet(BaseModel):
@@ -37,6 +57,16 @@ class EvalSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     domains: dict[Domain, DomainSet] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_text(self) -> Self:
+        if not any(domain.documents for domain in self.domains.values()):
+            raise ValueError("no domain has documents, and bits per byte want held-out text of one")
+        return self
+
+    def counts(self) -> dict[str, int]:
+        """Questions of each domain that has any: what a share of right answers is a share of."""
+        return {name: len(d.questions) for name, d in self.domains.items() if d.questions}
 
 
 class Prompt(BaseModel):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from cofuse.commands.connection import answer, fail
+from cofuse.evals import MEASURES
 from cofuse.output import wants_debug, wants_json
 
 if TYPE_CHECKING:
@@ -249,8 +250,7 @@ def _show_merge(merge: Mapping[str, Any], console: Console) -> None:
 
 def _show_evals(evals: Mapping[str, Any], console: Console) -> None:
     """Print models by domains, as in the demo."""
-    titles = {"bpb": "bits per byte, held out (lower is better)", "accuracy": "accuracy"}
-    for key, title in titles.items():
+    for key, title in MEASURES.items():
         scores = evals.get(key)
         if not scores:
             continue

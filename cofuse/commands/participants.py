@@ -1,7 +1,7 @@
 """`cofuse participant`: what an institution does."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -10,10 +10,15 @@ from cofuse.commands.connection import answer, fail, tell
 from cofuse.commands.pages import page
 from cofuse.output import App
 
+if TYPE_CHECKING:
+    from participant.config import ParticipantConfig
+
 app = App(no_args_is_help=True, help="Run an institution's participant.")
 app.command()(egress)
 app.command()(page)
 Home = Annotated[Path, typer.Argument(help="The participant's folder.")]
+_TOLD: Final = ("loss", "reward", "cut", "failed", "alike")
+"""Of a stage's newest step."""
 
 
 @app.command()
@@ -199,11 +204,56 @@ def status(home: Home) -> None:
     answer(found)
 
 
-def _data_dir(home: Path) -> Path:
+@app.command()
+def stages(home: Home) -> None:
+    """Tell what each stage after pre-training will read and skip, and what those done gave."""
+    from participant.stages.review import figures, review
+
+    config = _config(home)
+    found, given = review(config), figures(config)
+    for one in found:
+        skipped = f", skips {one.skipped}" if one.skipped.counts else ""
+        done = f", at step {one.last['step']:.0f} of {one.steps}" if one.last else ""
+        tell(f"{one.name}: {one.usable} usable lines in {one.data.name}{skipped}{done}")
+        told = [f"{key} {one.last[key]:.3f}" for key in _TOLD if key in one.last]
+        if told:
+            tell(f"    {', '.join(told)}")
+        if one.problem:
+            typer.echo(f"{one.name} cannot run: {one.problem}", err=True)
+    for name, row in given.items():
+        numbers = [f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float)]
+        recited = row.get("canaries")
+        if recited:
+            ends = f"{recited['tpr_low']:.2f}-{recited['tpr_high']:.2f}"
+            numbers.append(f"planted records recited {recited['tpr']:.2f} ({ends})")
+        tell(f"after {name}: {', '.join(numbers)}")
+    if not found:
+        typer.echo("participant.toml has no [[stage]] after pre-training", err=True)
+    rows = [
+        {
+            "name": one.name,
+            "usable": one.usable,
+            "skipped": dict(one.skipped.counts),
+            "first_line": one.skipped.first_line,
+            "problem": one.problem,
+            "last": dict(one.last),
+        }
+        for one in found
+    ]
+    answer({"stages": rows, "evals": given})
+    if any(one.problem for one in found):
+        raise typer.Exit(1)
+
+
+def _config(home: Path) -> "ParticipantConfig":
     from participant.config import load_config
     from protos.config import ConfigError
 
     try:
-        return load_config(home / "participant.toml").data_dir
+        return load_config(home / "participant.toml")
     except ConfigError as error:
         fail(error, 2)
+
+
+def _data_dir(home: Path) -> Path:
+    return _config(home).data_dir

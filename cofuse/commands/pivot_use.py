@@ -36,13 +36,16 @@ def card(folder: Folder) -> None:
 
 def chat(
     folder: Folder,
-    ask: Annotated[str | None, typer.Option(help="Say this, print the answer, and end.")] = None,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(help="Say this, print the answer, and end; several: each begins anew."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Talk with a pivot, a line at a time; without a chat template it writes on from each line."""
-    if wants_json() and ask is None:
+    if wants_json() and not ask:
         fail("--json answers one question: give it with --ask", 2)
     if not folder.is_dir():
         fail(f"{folder}: no such folder; `cofuse pivot pull` makes one", 2)
@@ -52,12 +55,15 @@ def chat(
     voice = Voice(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     try:
         talk = Talk(folder, voice)
-        if ask is None:
+        if not ask:
             return _converse(talk)
-        text = talk.answer(ask, streamed=not wants_json())
+        said = []
+        for words in ask:
+            said.append({"asked": words, "answer": talk.answer(words, streamed=not wants_json())})
+            talk.begin_anew()
     except FolderError as error:
         fail(error, 2)
-    answer({"answer": text, "chat_template": talk.chats})
+    answer({"answer": said[0]["answer"], "answers": said, "chat_template": talk.chats})
     return None
 
 

@@ -20,7 +20,7 @@ def evals(
     at: At,
     identity: Identity,
     csv: Annotated[
-        bool, typer.Option("--csv", help="measure, model, domain, value, pivot.")
+        bool, typer.Option("--csv", help="measure, model, domain, value, is_pivot, low, high.")
     ] = False,
 ) -> None:
     """Show the round's pivot and the models beside it on every domain; * is the pivot."""

@@ -26,6 +26,7 @@ def show_result(result: DemoResult, report: Path, *, to_stderr: bool) -> None:
     if shares := result.credit.get("share", {}).get("all"):
         told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         console.print(f"who taught the unified pivot: {told}", markup=False)
+    _show_chat(result, console)
     left = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in result.bytes_left.items())
     console.print(f"left each hospital: {left}; no text", markup=False)
     for name, folder in result.pivots.items():
@@ -37,6 +38,14 @@ def show_result(result: DemoResult, report: Path, *, to_stderr: bool) -> None:
     )
     if not result.ok:
         console.print("NOT AS CLAIMED: see the lines marked FAILS", markup=False)
+
+
+def _show_chat(result: DemoResult, console: Console) -> None:
+    """Print what the pivot said to a question of each hospital, and what is right."""
+    for one in result.chat:
+        console.print(f"{one.domain}: {one.question}", markup=False)
+        console.print(f"    the pivot says: {one.answer}", markup=False)
+        console.print(f"    the right answer: {one.right}", markup=False)
 
 
 def write_report(plan: DemoPlan, result: DemoResult) -> Path:
@@ -59,6 +68,7 @@ def write_report(plan: DemoPlan, result: DemoResult) -> Path:
         participants=[Participant(**row) for row in result.participants],
         attribution="\n".join(f"{name}: {text}" for name, text in ATTRIBUTION.items()),
         credit=result.credit,
+        chat=[(one.domain, one.question, one.answer, one.right) for one in result.chat],
         parents=dict.fromkeys(result.pivots, "pivot-0"),
     )
     path.write_text(render_report(data), encoding="utf-8")

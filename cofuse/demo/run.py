@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from cofuse.demo.chat import Exchange, ask_pivot, first_questions
 from cofuse.demo.corpora import Department, departments, general_text, write_department
 from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
 from cofuse.demo.screen import Screen
@@ -55,6 +56,8 @@ class DemoResult:
     participants: list[dict[str, Any]] = field(default_factory=list)
     credit: dict[str, Table] = field(default_factory=dict)
     """Of the unified round: who taught the pivot, and what is lost without whom."""
+    chat: list[Exchange] = field(default_factory=list)
+    """What a pivot said when it was asked about a fact of each hospital."""
 
     @property
     def ok(self) -> bool:
@@ -64,7 +67,8 @@ class DemoResult:
     def as_json(self) -> dict[str, Any]:
         """The machine's answer."""
         keys = ("seconds", "peak_rss_mb", "bpb", "accuracy", "bytes_left", "pivots", "credit")
-        return {"ok": self.ok, **{key: getattr(self, key) for key in keys}}
+        chat = [asdict(one) for one in self.chat]
+        return {"ok": self.ok, **{key: getattr(self, key) for key in keys}, "chat": chat}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,9 @@ def run_demo(plan: DemoPlan, screen: Screen) -> DemoResult:
             _wait_joined(federation, researcher, plan)
             _run_rounds(federation, researcher, plan, screen, result)
         _collect_egress(plan, work, result)
+    screen.say("asking the pivot a question of each hospital: cofuse pivot chat")
+    asked = first_questions(work / "public" / "evals.json")
+    result.chat = ask_pivot(Path(next(iter(result.pivots.values()))), asked)
     result.bpb, result.accuracy = (_ordered(table, plan) for table in (result.bpb, result.accuracy))
     result.peak_rss_mb = round(memory.peak_mb, 1)
     result.seconds = round(time.monotonic() - start, 1)

@@ -29,6 +29,8 @@ MAX_CARD: Final = 200_000
 MEASURES: Final = {
     "bpb": "Held-out bits per byte; lower is better",
     "accuracy": "Multiple-choice accuracy; higher is better",
+    "letter": "Examination questions, by the likeliest letter; higher is better",
+    "written": "Examination questions, by the letter it writes; higher is better",
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from coordinator.console.queries import Span
 from coordinator.tables import ContributionRow, EventRow, PivotRow
+from fusion.intervals import interval_or_none
 
 STEPS: Final = ("SUBMITTED", "APPROVED", "COLLECTING", "FUSING", "EVALUATING", "PUBLISHED")
 HEAT_STEPS: Final = 7
@@ -143,6 +144,7 @@ def heat(evals: Mapping[str, Any], measure: str) -> Heat | None:
         [name for name in full if name.startswith(EXPERT)],
     ]
     columns = [*domains, MEAN]
+    asked: Mapping[str, int] = {} if measure == "bpb" else evals.get("questions", {})
     limits = {c: sorted(sign * row[c] for row in full.values()) for c in columns}
     base = full.get(BASE)
     rows = [
@@ -157,6 +159,7 @@ def heat(evals: Mapping[str, Any], measure: str) -> Heat | None:
                     "delta": full[name][c] - base[c] if base and name != BASE else None,
                     "better": bool(base and sign * (full[name][c] - base[c]) < 0),
                     "best": sign * full[name][c] == limits[c][0],
+                    "interval": interval_or_none(full[name][c], asked.get(c, 0)),
                 }
                 for c in columns
             ],

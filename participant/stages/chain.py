@@ -5,7 +5,8 @@ its model in a folder of its own: expert/stages/0-cpt, 1-sft, ... A stage whose 
 data are others than last time is done anew; the rest is kept. Only when the last one is finished is
 there a new expert. After each, every stage's held-out lines are measured, so that the table in
 stages/evals.json shows what a stage gave and what it cost the others; it also counts the lines
-that were skipped.
+that were skipped. What it recites of planted records is measured too: where the policy blocks, a
+stage that makes it recite too much, and those after it, are not taken.
 """
 
 import hashlib
@@ -19,21 +20,18 @@ from typing import Any, Final, Protocol
 
 from transformers import PreTrainedModel
 
-from fp8.convert import convert_to_float8_training
-from fp8.recipe import BlockScaling
 from fp8.train import Progress, TrainResult
 from fusion.models import load_model, save_model
 from participant.config import Stage, TrainingConfig
 from participant.durable import sync_tree, write_durably
 from participant.stages import rl, sft
 from participant.stages.conversations import Chat
-from participant.stages.cpt import Expert
+from participant.stages.cpt import Expert, set_precision
+from participant.stages.review import EVALS, PROGRESS
+from participant.stages.stage_gate import FIGURES, StageGate, judged, recall_of
 from protos.files import flush
 
 _LOG = logging.getLogger(__name__)
-EVALS: Final = "evals.json"
-PROGRESS: Final = "progress.jsonl"
-"""A line for each step a stage did; after a crash some steps occur twice, and the last holds."""
 _KEY: Final = "key"
 
 
@@ -68,7 +66,9 @@ def name_of(stages: Sequence[Stage], before: str = "") -> str:
     """
     for stage in stages:
         files = [path.stat() for path in (stage.data, stage.template) if path and path.exists()]
-        told = [before, stage.model_dump_json(), *((f.st_size, f.st_mtime_ns) for f in files)]
+        # Without defaults: a key that a later release brings begins no stage anew.
+        said = stage.model_dump_json(exclude_defaults=True)
+        told = [before, said, *((f.st_size, f.st_mtime_ns) for f in files)]
         before = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return before
 
@@ -80,9 +80,11 @@ def develop(
     *,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
+    gate: StageGate | None = None,
 ) -> TrainResult:
     """Take the expert through pre-training and every stage, from where each was left.
 
+    Args: gate: what a stage may make the expert recite; None: nothing was planted.
     Returns: the result of the last stage that ran; finished is False when should_stop ended it.
     Raises: what a stage raises: CorpusError, ChatError, CheckpointError, TrainingDivergedError.
     """
@@ -96,7 +98,8 @@ def develop(
     name = name_of(stages)  # now: data that change under our hands are a reason to begin anew
     model, key = base, _sha256(base / "model.safetensors")
     _measure_once(expert.stages, "0-cpt", key, model, stages)
-    for number, stage in enumerate(stages, start=1):
+    taken = _passes(expert.stages, "0-cpt", model, gate)
+    for number, stage in enumerate(stages if taken else (), start=1):
         folder = expert.stages / f"{number}-{stage.kind}"
         key = name_of([stage], before=key)
         _keep_only(folder, key)
@@ -105,17 +108,19 @@ def develop(
             result = _learn(model, folder, stage, on_progress, should_stop)
             if not result.finished:
                 return result
+        _measure_once(expert.stages, folder.name, key, folder / "model", stages)
+        if not _passes(expert.stages, folder.name, folder / "model", gate):
+            break
         model = folder / "model"
-        _measure_once(expert.stages, folder.name, key, model, stages)
     write = partial(shutil.copytree, model)
     expert.finish(write, training.steps, stages=name)
     return result
 
 
 def opened(folder: Path, stage: Stage) -> tuple[PreTrainedModel, Chat]:
-    """Load a model to train or measure it as this stage does: linears in FP8, chat template set."""
+    """Load a model to train or measure it as this stage does: its precision, its chat template."""
     model, tokenizer = load_model(folder)
-    convert_to_float8_training(model, BlockScaling())
+    set_precision(model, stage.precision)
     template = stage.template.read_text(encoding="utf-8") if stage.template else None
     return model, Chat(tokenizer, template)
 
@@ -161,6 +166,25 @@ def _keep_only(folder: Path, key: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_durably(known, key)
+
+
+def _passes(folder: Path, name: str, model: Path, gate: StageGate | None) -> bool:
+    """Whether the expert may be what this stage made of it, as the gate of today has it."""
+    if gate is None or not gate.on:
+        return True
+    path = folder / EVALS
+    table = json.loads(path.read_text(encoding="utf-8"))
+    if FIGURES not in table[name]:
+        table[name][FIGURES] = recall_of(model, gate.canaries)
+        write_durably(path, json.dumps(table, indent=2))
+    if judged(gate, table[name][FIGURES], name).passed or gate.rules.canaries != "block":
+        return True
+    _LOG.error(
+        "stage %s is not taken, nor those after it: the expert recites planted records; train it "
+        "less, or raise recall_tpr_max in [gates] of policy.toml",
+        name,
+    )
+    return False
 
 
 def _measure_once(folder: Path, name: str, key: str, model: Path, stages: Sequence[Stage]) -> None:

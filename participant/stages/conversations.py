@@ -216,6 +216,18 @@ def messages_of(value: Any, *, answered: bool = True) -> list[Message]:
     return [{"role": m["role"], "content": m["content"]} for m in given]
 
 
+def question_of(value: Any) -> tuple[list[Message], str]:
+    """Check a line of a task: what is asked, and the answer that can be checked.
+
+    Raises: UnusableError.
+    """
+    messages = messages_of(value, answered=False)
+    right = value.get("answer")
+    if not isinstance(right, str) or messages[-1]["role"] != "user":
+        raise UnusableError("no answer")
+    return messages, right
+
+
 def read_conversations(path: Path, skipped: Skipped) -> Iterator[tuple[int, list[Message]]]:
     """Line number and messages of each conversation that can be used; the others are counted."""
     for number, value in read_lines(path):

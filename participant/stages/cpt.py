@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fp8.convert import convert_to_float8_training
-from fp8.recipe import BlockScaling
+from fp8.recipe import NVFP4, BlockScaling
 from fp8.resume import Resume
 from fp8.train import (
     Progress,
@@ -35,7 +35,7 @@ from fusion.models import (
 )
 from fusion.proximal import proximal
 from participant.canaries import with_canaries
-from participant.config import ModelConfig, StartConfig, TrainingConfig
+from participant.config import ModelConfig, Precision, StartConfig, TrainingConfig
 from participant.corpus import read_corpus
 from participant.durable import sync_tree, write_durably
 from protos.files import flush
@@ -113,7 +113,7 @@ class Expert:
         Args: into: where to save it, for stages that follow; None: it is the finished expert.
         """
         model, tokenizer, tokens = self._start(config.seed)
-        convert_to_float8_training(model, BlockScaling())
+        set_precision(model, config.precision)
         moved = False
 
         def tell(progress: Progress) -> None:
@@ -217,6 +217,12 @@ class Expert:
     def _corpus_is_newer(self, tokens_file: Path) -> bool:
         known = tokens_file.stat().st_mtime_ns
         return self._corpus.exists() and self._corpus.stat().st_mtime_ns > known
+
+
+def set_precision(model: PreTrainedModel, precision: Precision) -> None:
+    """Have the linear layers compute as a stage's settings say."""
+    if precision != "fp32":
+        convert_to_float8_training(model, NVFP4() if precision == "nvfp4" else BlockScaling())
 
 
 def facts_of(model: Path) -> ExpertFacts:

@@ -29,7 +29,7 @@ from participant.stages.conversations import (
     ChatError,
     Skipped,
     UnusableError,
-    messages_of,
+    question_of,
     read_lines,
 )
 from participant.stages.experience import Experience
@@ -72,10 +72,7 @@ def read_tasks(model: PreTrainedModel, chat: Chat, stage: RlStage) -> Tasks:
     room = context_length(model) + 1 - stage.max_new_tokens  # the last new token is not read
     for number, value in read_lines(stage.data):
         try:
-            messages = messages_of(value, answered=False)
-            right = value.get("answer")
-            if not isinstance(right, str) or messages[-1]["role"] != "user":
-                raise UnusableError("no answer")
+            messages, right = question_of(value)
             prompt = chat.prompt(messages)
             if len(prompt) > room:
                 raise UnusableError("too long")

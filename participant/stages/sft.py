@@ -14,6 +14,7 @@ from fp8.batches import count_tokens
 from fp8.train import Progress, TrainConfig, TrainResult, causal_lm_loss, train
 from fusion.models import context_length
 from participant.config import SftStage, StageConfig
+from participant.stages import adapters
 from participant.stages.conversations import (
     Chat,
     ChatError,
@@ -97,7 +98,9 @@ def finetune(
         pad_id=chat.end_id,
     )
     tell_ends(model, chat)
-    return train(
+    if stage.adapter_rank:
+        adapters.attach(model, stage.adapter_rank, scale=stage.adapter_scale, seed=stage.seed)
+    result = train(
         model,
         rows,
         causal_lm_loss,
@@ -106,6 +109,8 @@ def finetune(
         on_progress=on_progress,
         should_stop=should_stop,
     )
+    adapters.fold(model)
+    return result
 
 
 def answer_loss(model: PreTrainedModel, examples: Sequence[Example], pad_id: int) -> float:

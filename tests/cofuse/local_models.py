@@ -56,6 +56,7 @@ def lay_out(folder: Path) -> Path:
     domains = {
         "heart": {"documents": HEART[:2]},
         "nerve": {"documents": NERVE[:2], "questions": [question]},
+        "exam": {"questions": [question], "lettered": True},
     }
     (folder / "evals.json").write_text(json.dumps({"domains": domains}))
     return folder

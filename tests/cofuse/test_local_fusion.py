@@ -26,6 +26,8 @@ FILES = {
     *("tokenizer_config.json", "README.md", "lineage.json", "evals.json", "losses.json"),
     *("SHA256SUMS", "round.yaml"),
 }
+TASKS = ("heart_text", "nerve_text", "nerve_choice")
+"""For lm-eval; it has lettered questions of its own."""
 # One worker: the fixture that all need is made once.
 Events = list[tuple[str, dict[str, Any]]]
 
@@ -63,15 +65,22 @@ def digest(path: Path) -> str:
 @pytest.mark.slow
 def test_the_pivot_directory_is_a_rounds(fused: tuple[Path, Events]) -> None:
     out, events = fused
-    assert {path.name for path in out.iterdir()} == FILES
+    names = {path.name for path in out.iterdir()}
+    tasks = {f"cofuse_{name}.{end}" for name in TASKS for end in ("yaml", "jsonl")}
+    assert names == FILES | tasks | {"lm_eval_results.json"}
     assert phases(events) == {"extract", "score", "train", "fused", "evaluate"}
     listed = [line.split("  ") for line in (out / "SHA256SUMS").read_text().splitlines()]
-    assert {name for _, name in listed} == FILES - {"SHA256SUMS"}
+    assert {name for _, name in listed} == names - {"SHA256SUMS"}
     assert all(digest(out / name) == wanted for wanted, name in listed)
     assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 300
     evals = json.loads((out / "evals.json").read_text())
     assert list(evals["bpb"]) == ["base", "expert:heart", "expert:nerve", "unified"]
     assert set(evals["accuracy"]["unified"]) == {"nerve"}
+    for measure in ("letter", "written"):
+        assert list(evals[measure]) == list(evals["bpb"])
+        assert set(evals[measure]["unified"]) == {"exam"}
+    assert evals["questions"] == {"nerve": 1, "exam": 1}
+    assert "Examination questions, by the likeliest letter" in (out / "README.md").read_text()
     assert len(json.loads((out / "losses.json").read_text())["unified"]) == 3
 
 
@@ -109,7 +118,7 @@ def test_the_estimate_of_a_contribution_is_its_size(
 def test_a_finished_fusion_is_laid_down_again_without_work(
     models: Path, fused: tuple[Path, Events], tmp_path: Path
 ) -> None:
-    assert phases(run(models, SPEC, tmp_path / "again", models / "work")) == {"fused"}
+    assert phases(run(models, SPEC, tmp_path / "again", models / "work")) == set()
     assert digest(tmp_path / "again" / "model.safetensors") == digest(
         fused[0] / "model.safetensors"
     )

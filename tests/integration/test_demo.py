@@ -45,12 +45,17 @@ def test_a_demo_answers_with_all_its_keys(
     assert set(answer["bytes_left"]) == set(names)
     assert min(answer["bytes_left"].values()) > 10_000
     assert answer["peak_rss_mb"] > 500
+    assert {one["domain"] for one in answer["chat"]} == domains
+    assert all(one["question"] and one["right"] for one in answer["chat"])
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
     report = write_report(plan, result)
     show_result(result, report, to_stderr=False)
     shown = capsys.readouterr().out
     assert all(f"{x:.3f}" in shown for scores in answer["bpb"].values() for x in scores.values())
-    assert "pairwise" in report.read_text(encoding="utf-8")
+    assert all(one.right in shown for one in result.chat)
+    page = report.read_text(encoding="utf-8")
+    assert "pairwise" in page
+    assert "What the pivot answers" in page
 
 
 @pytest.mark.slow

@@ -49,6 +49,16 @@ def test_a_pivot_answers_one_question_alike_however_it_is_asked(pivot: Path) -> 
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_several_questions_are_answered_as_if_each_were_alone(pivot: Path) -> None:
+    how = ("--max-new-tokens", "5", "--temperature", "1", "--json")
+    asks = ("Code I2.9 is", "Code I3")
+    alone = [json.loads(run("chat", str(pivot), "--ask", a, *how).stdout)["data"] for a in asks]
+    words = [word for ask in asks for word in ("--ask", ask)]
+    both = json.loads(run("chat", str(pivot), *words, *how).stdout)["data"]
+    assert both["answers"] == [one["answers"][0] for one in alone]
+    assert [one["asked"] for one in both["answers"]] == list(asks)
+
+
 def test_lines_are_answered_until_there_are_no_more(pivot: Path) -> None:
     done = run("chat", str(pivot), "--max-new-tokens", "3", typed="Code I2\n\nis\n")
     assert len(done.stdout.strip().splitlines()) == 2

@@ -48,6 +48,21 @@ def test_the_heat_map_has_the_pivot_on_top_and_its_best_cell_strongest(
         assert all(step <= cell["step"] for cell in cells for step in top)
 
 
+def test_shares_of_questions_have_intervals_and_what_is_no_share_has_none() -> None:
+    found = {"pivot": "unified", "questions": {"exam": 40}}
+    scores = {"unified": {"exam": 0.25, "other": 0.5}, "expert:a": {"exam": 7.0, "other": 0.1}}
+    table = heat({**found, "letter": scores}, "letter")
+    assert table is not None
+    told = {row["name"]: [cell["interval"] for cell in row["cells"]] for row in table.rows}
+    low, high = told["unified"][0]
+    assert low < 0.25 < high
+    # Unknown numbers of questions, the mean, and an expert's word that cannot be.
+    assert [*told["unified"][1:], *told["expert:a"]] == [None] * 5
+    bits = heat({**found, "bpb": {"unified": {"exam": 0.5}}}, "bpb")
+    assert bits is not None
+    assert bits.rows[0]["cells"][0]["interval"] is None
+
+
 def test_the_verdict_compares_with_base_and_the_best_expert() -> None:
     assert [held for held, _ in verdict(EVALS)] == [True, True]
     assert verdict({}) == []

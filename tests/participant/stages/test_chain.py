@@ -1,17 +1,22 @@
 """Stages one after the other: each from the last one's model, each done once, each measured."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pytest
 import torch
 
 from fp8.linear import Float8Linear
 from fp8.train import Progress
-from fusion.models import load_model
+from fusion.models import ModelSpec, build_model, load_model
+from participant.canaries import open_canaries
+from participant.canary_stats import exposure
 from participant.config import (
     ModelConfig,
+    Precision,
     RlStage,
     SftStage,
     Stage,
@@ -19,10 +24,12 @@ from participant.config import (
     TrainingConfig,
     load_config,
 )
+from participant.policy import GateRules
 from participant.stages import chain, sft
 from participant.stages.chain import develop, name_of
 from participant.stages.conversations import Chat, ChatError
-from participant.stages.cpt import Expert
+from participant.stages.cpt import Expert, set_precision
+from participant.stages.stage_gate import StageGate, gate_of
 
 FACTS = {"I63.9": "cerebral infarction", "M00.0": "arthritis", "E11.9": "diabetes", "J18": "lung"}
 TRAINING = TrainingConfig(steps=4, batch_size=2, seq_len=32, lr=1e-2, warmup_steps=1)
@@ -66,7 +73,9 @@ class Home:
         settings = {"steps": 4, "lr": 1e-2, "batch_size": 1, "seq_len": 64, "held_out": 0.2}
         return SftStage(kind="sft", **{"data": self.data, **settings, **given})
 
-    def develop(self, *stages: Stage, stop_after: int = 10**6) -> bool:
+    def develop(
+        self, *stages: Stage, stop_after: int = 10**6, gate: StageGate | None = None
+    ) -> bool:
         self.told = []
         return develop(
             self.expert,
@@ -74,6 +83,7 @@ class Home:
             stages,
             on_progress=self.told.append,
             should_stop=lambda: len(self.told) >= stop_after,
+            gate=gate,
         ).finished
 
 
@@ -252,3 +262,96 @@ def test_stages_stand_in_participant_toml_in_their_order(tmp_path: Path) -> None
     path.write_text(TOML + "[training]\nsteps = 7\n" + STAGES)
     with pytest.raises(ValueError, match=r"found \[training\] and a stage of kind"):
         load_config(path)
+
+
+def planted(folder: Path, action: Literal["block", "warn", "off"], limit: float) -> StageGate:
+    secret = json.dumps({"secret": "07" * 32, "pairs": 6})
+    (folder / "canaries.json").write_text(secret)
+    return StageGate(folder / "canaries.json", GateRules(canaries=action, recall_tpr_max=limit))
+
+
+def recited(home: Home, gate: StageGate) -> SftStage:
+    """A stage that teaches the planted records by heart, twice as long as it takes."""
+    records = open_canaries(gate.canaries)
+    assert records is not None
+    turns = [
+        [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+        for text in records.planted
+    ]
+    (home.folder / "by-heart").write_text(
+        "\n".join(json.dumps({"messages": turn}) for turn in turns)
+    )
+    return home.stage(data=home.folder / "by-heart", steps=60, batch_size=2, seq_len=256,
+                      held_out=0.0)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_stage_that_teaches_planted_records_by_heart_is_found_out(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    blocking = planted(tmp_path, "block", 0.2)
+    assert home.develop(home.stage(), recited(home, blocking), gate=blocking)
+    table = json.loads((home.expert.stages / chain.EVALS).read_text())
+    assert table["1-sft"]["canaries"]["tpr"] < 0.2 < table["2-sft"]["canaries"]["tpr_low"]
+    assert same(home.expert.directory, home.expert.stages / "1-sft" / "model")
+
+
+def test_a_stage_that_makes_the_expert_recite_is_not_taken_where_the_policy_blocks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unread = np.arange(100.0)
+
+    def measured(model: Path, _: Path) -> dict[str, float]:
+        known = unread[-20:] + 1000 * model.is_relative_to(home.expert.stages / "2-sft")
+        return asdict(exposure(known - 20, unread))
+
+    monkeypatch.setattr(chain, "recall_of", measured)
+    home = Home(tmp_path)
+    blocking = planted(tmp_path, "block", 0.2)
+    stages = [home.stage(steps=1, seed=seed) for seed in range(3)]
+    assert home.develop(*stages, gate=blocking)
+    table = json.loads((home.expert.stages / chain.EVALS).read_text())
+    assert list(table) == ["0-cpt", "1-sft", "2-sft"]  # the third was never begun
+    assert same(home.expert.directory, home.expert.stages / "1-sft" / "model")
+    assert "stage 2-sft is not taken" in caplog.text
+    assert home.expert.facts().stages == name_of(stages)  # nothing is due, so nothing repeats
+    assert home.develop(*stages[:2], gate=planted(tmp_path, "warn", 0.2))
+    assert same(home.expert.directory, home.expert.stages / "2-sft" / "model")
+
+
+def test_a_gate_without_records_or_switched_off_measures_nothing(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    off = planted(tmp_path, "off", 0.0)
+    assert home.develop(home.stage(), gate=off)
+    nothing = StageGate(tmp_path / "nowhere", GateRules(canaries="block", recall_tpr_max=0.0))
+    assert home.develop(home.stage(), gate=nothing)
+    assert same(home.expert.directory, home.expert.stages / "1-sft" / "model")
+    assert "canaries" not in (home.expert.stages / chain.EVALS).read_text()
+
+
+def test_an_unreadable_policy_warns_and_lets_training_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert gate_of(tmp_path / "policy.toml", None) is None
+    gate = gate_of(tmp_path / "policy.toml", tmp_path / "canaries.json")
+    assert gate is not None
+    assert gate.rules == GateRules(canaries="warn")
+    assert "only warns" in caplog.text
+    (tmp_path / "policy.toml").write_text('version = 2\n[gates]\ncanaries = "block"\n')
+    strict = gate_of(tmp_path / "policy.toml", tmp_path / "canaries.json")
+    assert strict is not None
+    assert strict.rules.canaries == "block"
+
+
+def test_a_stage_runs_in_the_precision_it_names() -> None:
+    spec = ModelSpec(
+        architecture="llama", hidden_size=32, layers=2, heads=2, vocab_size=64, context=32
+    )
+    recipes = {}
+    for precision in get_args(Precision):
+        model = build_model(spec, 0)
+        set_precision(model, precision)
+        found = [m.recipe.name for m in model.modules() if isinstance(m, Float8Linear)]
+        recipes[precision] = (set(found), len(found))
+    block = (next(iter(recipes["fp8"][0])), 14)
+    # The recipe's default leaves the last 15 % of the blocks in high precision: here one of two.
+    assert recipes == {"fp32": (set(), 0), "fp8": ({block[0]}, 14), "nvfp4": ({"nvfp4"}, 7)}
