@@ -1,6 +1,6 @@
 """What fine-tuning and reinforcement learning in FP8 give, against the same in bf16.
 
-    python benchmarks/post_training.py [--seeds 3] [--rl-steps 200] [--cache DIR] [--json]
+    python benchmarks/post_training.py [--seeds 3] [--rl-steps 60] [--cache DIR] [--json]
 
 GRPO: a tiny model is fine-tuned in FP8 on some tasks with their answers, then reinforced in FP8 and
 in bf16 from the same weights and with the same seeds (benchmarks/post_training_tasks.py). grpo:
@@ -130,10 +130,10 @@ def in_bf16() -> AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
 
 
-def grpo(name: str, seed: int, steps: tuple[int, int], folder: Path) -> dict[str, float]:
+def grpo(name: str, seed: int, steps: tuple[int | None, int], folder: Path) -> dict[str, float]:
     """Reward after fine-tuning, and after reinforcement in FP8 and in bf16 from there."""
-    began, (sft_steps, rl_steps) = time.process_time(), steps
-    bench = Bench(name, seed, folder)
+    began, bench = time.process_time(), Bench(name, seed, folder)
+    sft_steps, rl_steps = steps[0] or bench.family.sft_steps, steps[1]
     start = bench.model()
     stage = SftStage(
         kind="sft", data=bench.paths["sft"], steps=sft_steps, lr=3e-3, warmup_steps=5,
@@ -166,7 +166,7 @@ def _rewards(arm: str, model: PreTrainedModel, bench: Bench) -> dict[str, float]
 def kept(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """One run of `grpo`, from args.work if it was done there before."""
     steps = (args.sft_steps, args.rl_steps)
-    path = args.work and args.work / f"{name}-{seed}-{steps[0]}-{steps[1]}.json"
+    path = args.work and args.work / f"{name}-{seed}-{steps[0] or 'own'}-{steps[1]}.json"
     if path and path.exists():
         found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
         return found
@@ -194,7 +194,7 @@ def sft_gap(cache: Path, steps: int, folder: Path) -> dict[str, float]:
 
     data, questions = folder / "chats", choices("choice", 0, facts=40, longest=999)
     with data.open("w", encoding="utf-8") as file:
-        for q in [*questions.trained, *questions.held_out]:
+        for q in questions.trained[:480]:
             told = f"{q.right}, {options_of(q.asked)[q.right]}."
             pair = [("user", q.asked), ("assistant", told)]
             messages = [{"role": role, "content": text} for role, text in pair]
@@ -263,8 +263,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--tasks", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sft-steps", type=int, default=50)
-    parser.add_argument("--rl-steps", type=int, default=150)
+    parser.add_argument("--sft-steps", type=int, help="without: those of each family")
+    parser.add_argument("--rl-steps", type=int, default=60)
     parser.add_argument("--smollm2-steps", type=int, default=16)
     parser.add_argument("--cache", type=Path, help="where SmolLM2 is unpacked; without: left out")
     parser.add_argument("--work", type=Path, help="where finished runs are kept")

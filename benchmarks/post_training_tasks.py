@@ -45,6 +45,8 @@ class Family:
     """Neither; what is measured."""
     score: Callable[[str, Question], float]
     """(what was said, the task) -> 0 to 1."""
+    sft_steps: int
+    """Until it is right now and then: reinforcement can only raise what sampling finds."""
     vocabulary: int = 257
     """Of the tokenizer: 257 is bytes and the end."""
 
@@ -56,17 +58,19 @@ class Gym:
     settings: Mapping[str, int]
     asked: Callable[[Mapping[str, Any]], str]
     """An entry's metadata -> its question in few characters."""
-    shown: int
+    sft_steps: int
+    """As in Family."""
+    shown: int = 400
     """How many tasks are shown with their answers."""
 
 
 GYMS: Final = {
-    "chain_sum": Gym({"max_terms": 3, "max_digits": 1}, lambda m: str(m["expression"]), 400),
-    "spell_backward": Gym({"max_word_len": 4}, lambda m: str(m["word"]), 400),
+    "chain_sum": Gym({"max_terms": 3, "max_digits": 1}, lambda m: str(m["expression"]), 200),
+    "spell_backward": Gym({"max_word_len": 4}, lambda m: str(m["word"]), 50),
     "letter_counting": Gym(
         {"min_words": 3, "max_words": 5},
         lambda m: f"{m['target_letter']} in {' '.join(m['span'])}",
-        400,
+        50,
     ),
 }
 _DRAWN, _HELD_OUT = 2400, 200
@@ -86,6 +90,7 @@ def gym(name: str, seed: int) -> Family:
         trained=trained,
         held_out=questions[:_HELD_OUT],
         score=lambda said, q: float(data.score_answer(said.strip(), entries[q.asked])),
+        sft_steps=how.sft_steps,
     )
 
 
@@ -104,6 +109,7 @@ def choices(_name: str, seed: int, facts: int = 24, longest: int = 40) -> Family
         trained=trained,
         held_out=held_out,
         score=lambda said, q: letter(said, q.right),
+        sft_steps=100,
         vocabulary=640,
     )
 
