@@ -4,21 +4,37 @@ import argparse
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import fusion_real_models, post_training
+from benchmarks import fusion_real_models, post_training, post_training_tasks
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 
-SAMPLE = post_training.choices("choice", 0)
+SAMPLE = post_training_tasks.choices("choice", 0)
 
 
 def test_choice_questions_hold_their_answer_among_four_options() -> None:
     names = {code: set[str]() for code in (q.asked.split("?")[0] for q in SAMPLE.trained)}
     for q in [*SAMPLE.trained, *SAMPLE.held_out]:
-        options = dict(part.split(") ", 1) for part in post_training._options(q.asked))
+        options = post_training_tasks.options_of(q.asked)
         assert sorted(options) == ["A", "B", "C", "D"]
         assert SAMPLE.score(f"It is {q.right}.", q) == 1
         names[q.asked.split("?")[0]].add(options[q.right])
     assert all(len(one) == 1 for one in names.values()), "a code has one name"
+
+
+def test_bf16_reads_the_weights_as_they_are_after_every_step() -> None:
+    layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
+    with post_training.in_bf16():
+        before = layer(x).detach().clone()
+        layer(x).sum().backward()
+        torch.optim.SGD(layer.parameters(), lr=1.0).step()
+        assert not torch.equal(layer(x), before), "autocast kept the weights of the first step"
+
+
+def test_the_rise_is_that_of_each_seed_over_its_own_beginning() -> None:
+    runs = [{"sft": 0.1, "fp8": 0.3}, {"sft": 0.5, "fp8": 0.9}]
+    assert post_training._rise(runs, "fp8") == pytest.approx((0.3, 0.1))
+    assert post_training._rise(runs[:1], "fp8") is None, "one seed has no error"
 
 
 @pytest.mark.slow
@@ -37,6 +53,7 @@ def test_every_figure_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             sft_steps=2,
             rl_steps=1,
             cache=tmp_path,
+            work=tmp_path / "work",
             smollm2_steps=2,
         )
     )

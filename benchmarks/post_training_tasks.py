@@ -1,0 +1,134 @@
+"""Tasks for reinforcement that a model of half a million parameters can begin to learn.
+
+Three data sets of reasoning-gym, scored by its own scorers, and choice questions of an
+institution's own facts. All are asked in few characters ("4 + 3 - 2", not "State the final answer
+to ..."), for on a CPU a prompt's tokens are most of the cost. Of the tasks to train on only some
+are shown with their answers (`shown`): for the others there is nothing but the reward.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from participant.stages.rewards import letter
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+TEMPLATE: Final = (
+    "{{ eos_token }}{% for message in messages %}{{ message.content }}"
+    "{{ eos_token if message.role == 'assistant' else '>' }}{% endfor %}"
+)
+"""A question, >, and the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A task with its answer."""
+
+    asked: str
+    right: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Tasks of one kind, and how an answer to one of them is scored."""
+
+    shown: list[Question]
+    """Fine-tuned on, answers and all."""
+    trained: list[Question]
+    """Reinforced on: those shown among them."""
+    held_out: list[Question]
+    """Neither; what is measured."""
+    score: Callable[[str, Question], float]
+    """(what was said, the task) -> 0 to 1."""
+    sft_steps: int
+    """Until it is right now and then: reinforcement can only raise what sampling finds."""
+    vocabulary: int = 257
+    """Of the tokenizer: 257 is bytes and the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gym:
+    """One data set of reasoning-gym, made as small as the model."""
+
+    settings: Mapping[str, int]
+    asked: Callable[[Mapping[str, Any]], str]
+    """An entry's metadata -> its question in few characters."""
+    sft_steps: int
+    """As in Family."""
+    shown: int = 400
+    """How many tasks are shown with their answers."""
+
+
+GYMS: Final = {
+    "chain_sum": Gym({"max_terms": 3, "max_digits": 1}, lambda m: str(m["expression"]), 200),
+    "spell_backward": Gym({"max_word_len": 4}, lambda m: str(m["word"]), 50),
+    "letter_counting": Gym(
+        {"min_words": 3, "max_words": 5},
+        lambda m: f"{m['target_letter']} in {' '.join(m['span'])}",
+        50,
+    ),
+}
+_DRAWN, _HELD_OUT = 2400, 200
+
+
+def gym(name: str, seed: int) -> Family:
+    """Tasks of a data set, each once, in the order of the seed's own draws."""
+    import reasoning_gym
+
+    how = GYMS[name]
+    data = reasoning_gym.create_dataset(name, size=_DRAWN, seed=seed, **how.settings)
+    entries = {how.asked(entry["metadata"]): entry for entry in data}
+    questions = [Question(asked, entry["answer"]) for asked, entry in entries.items()]
+    trained = questions[_HELD_OUT:]
+    return Family(
+        shown=trained[: how.shown],
+        trained=trained,
+        held_out=questions[:_HELD_OUT],
+        score=lambda said, q: float(data.score_answer(said.strip(), entries[q.asked])),
+        sft_steps=how.sft_steps,
+    )
+
+
+def choices(_name: str, seed: int, facts: int = 24, longest: int = 40) -> Family:
+    """Which name belongs to a code, of four; each fact is asked with its options in many orders.
+
+    Facts held out could only be guessed: the questions held out are new orders of the same facts.
+    """
+    sample = json.loads((ROOT / "tests" / "data" / "icd_sample.json").read_text(encoding="utf-8"))
+    rng = random.Random(seed)
+    picked = rng.sample([c for c in sample["codes"] if len(c["name"]) <= longest], facts)
+    questions = [_choice(code, picked, rng) for _ in range(40) for code in picked]
+    held_out, trained = questions[:_HELD_OUT], questions[_HELD_OUT:]
+    return Family(
+        shown=trained[: 8 * facts],
+        trained=trained,
+        held_out=held_out,
+        score=lambda said, q: letter(said, q.right),
+        sft_steps=100,
+        vocabulary=640,
+    )
+
+
+def _choice(code: Mapping[str, str], among: list[dict[str, str]], rng: random.Random) -> Question:
+    options = [code, *rng.sample([c for c in among if c is not code], 3)]
+    rng.shuffle(options)
+    told = (f"{x}) {option['name']}" for x, option in zip("ABCD", options, strict=True))
+    return Question(f"{code['code']}? " + " ".join(told), "ABCD"[options.index(code)])
+
+
+def options_of(asked: str) -> dict[str, str]:
+    """The four options of a choice question, by letter."""
+    marks = [asked.index(f"{x}) ") for x in "ABCD"]
+    parts = zip(marks, [*marks[1:], len(asked)], strict=True)
+    return dict(asked[start:stop].strip().split(") ", 1) for start, stop in parts)  # type: ignore[misc]
+
+
+FAMILIES: Final[dict[str, Callable[[str, int], Family]]] = {
+    **dict.fromkeys(GYMS, gym),
+    "choice": choices,
+}
