@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from cofuse.commands.connection import answer, fail
-from cofuse.output import wants_debug, wants_json
+from cofuse.output import is_quiet, wants_debug, wants_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -177,7 +177,7 @@ class _Talk:
         """Show on a terminal that work goes on."""
         from rich.console import Console
 
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=is_quiet())
         if not console.is_terminal:
             yield
             return
