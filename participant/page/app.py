@@ -3,6 +3,7 @@
 import hmac
 import random
 import secrets
+import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from participant import status
 from participant.approvals import FOLDER as APPROVALS
 from participant.approvals import ApprovalError, Approvals, Release
 from participant.budget import FILE as LEDGER
-from participant.budget import Ledger
+from participant.budget import Ledger, Standing
 from participant.config import ParticipantConfig
 from participant.egress import FOLDER as AUDIT
 from participant.egress import Release as Left
@@ -193,6 +194,8 @@ def _page(desk: Desk, session: Session, checked: tuple[bool, str] | None = None)
         by_round=list(by_round.items())[:-21:-1],
         used=used,
         limit=limit,
+        now=time.time_ns() // 1_000_000,
+        budget=_burn_down(desk),
         troubles=[words for words in (trouble, fault) if words],
         checked=checked,
     )
@@ -211,6 +214,13 @@ def _budget(desk: Desk) -> tuple[int, int | None, str]:
         return used, load_policy(desk.config.policy).logits.positions_per_30d, ""
     except PolicyRefusalError as error:
         return 0, 0, error.here
+
+
+def _burn_down(desk: Desk) -> list[Standing]:
+    try:
+        return Ledger(desk.config.data_dir / LEDGER).burn_down()
+    except PolicyRefusalError:
+        return []  # _budget says what is wrong
 
 
 def _samples(desk: Desk, release: Release) -> list[tuple[int, str]]:

@@ -1,27 +1,18 @@
 """From an invitation to a working identity, over the wire and nothing but the token trusted."""
 
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from typer.testing import CliRunner
 
-from cofuse.cli import app
 from cofuse.joining import fetch_authority, join
 from coordinator.config import CoordinatorConfig
 from coordinator.enroll_service import EnrollService
 from coordinator.invitations import Invitations
 from coordinator.wiring import Running, serving
 from participant.client import Client
-from participant.config import load_config
-from participant.policy import load_policy
-from participant.status import read_status
 from protos.config import TlsConfig
 from protos.errors import CofuseError, RemoteError
 from protos.tls import TlsFiles
@@ -89,47 +80,6 @@ def test_who_joins_can_call_and_the_key_never_left(hub: Hub, tmp_path: Path) -> 
     assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
     for public in (SIGNER_FILE, RECIPIENT_FILE):
         assert (tmp_path / public).read_bytes() == (hub.root / "ca" / public).read_bytes()
-
-
-def joined_by_command(hub: Hub, home: Path, name: str) -> Path:
-    """One command of the institution's, after which `cofuse up` is the second."""
-    notes = home.with_suffix(".jsonl")
-    notes.write_text("".join(f'{{"text": "Note {n}: rests well."}}\n' for n in range(40)))
-    words = ("join", hub.address, str(hub.invite(name)), str(home), "--corpus", str(notes))
-    done = CliRunner().invoke(app, [*words, "--coordinator", hub.running.address])
-    assert done.exit_code == 0, done.stderr
-    return home
-
-
-def test_one_command_joins_and_lays_the_folder_out(hub: Hub, tmp_path: Path) -> None:
-    home = joined_by_command(hub, tmp_path / "st-lucy", "st-lucy")
-    config = load_config(home / "participant.toml")
-    assert (config.name, config.coordinator) == ("st-lucy", hub.running.address)
-    assert load_policy(config.policy).allow[0].kinds == (), "nothing leaves before a person edits"
-    wrong = CliRunner().invoke(
-        app,
-        ["join", hub.address, str(hub.invite("st-lucy")), str(tmp_path / "b"), "--corpus", "none"],
-    )
-    assert wrong.exit_code == 2
-    assert not (tmp_path / "b").exists(), "a wrong corpus costs no token"
-
-
-@pytest.mark.slow
-def test_two_commands_from_a_token_to_the_first_beat(hub: Hub, tmp_path: Path) -> None:
-    home = joined_by_command(hub, tmp_path / "st-vera", "st-vera")
-    began = time.monotonic()
-    words = [sys.executable, "-m", "cofuse.cli", "up", str(home)]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as daemon:
-        try:
-            heard = threading.Event()
-            while not ((home.joinpath("data").is_dir() and read_status(home / "data")) or {}).get(
-                "attending"
-            ):
-                assert daemon.poll() is None, daemon.stderr and daemon.stderr.read()
-                assert time.monotonic() - began < 200, "the goal is 60 s; this machine may be busy"
-                heard.wait(0.2)
-        finally:
-            daemon.terminate()
 
 
 def test_who_sits_behind_a_proxy_joins_through_it(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.console.queries import spans
-from coordinator.console.views import MAX_POINTS, curves, heat, steps_of, verdict
+from coordinator.console.views import MAX_POINTS, curves, gates, heat, steps_of, verdict
 from coordinator.tables import EventRow
 from tests.coordinator.console.conftest import EVALS
 
@@ -51,6 +51,16 @@ def test_the_heat_map_has_the_pivot_on_top_and_its_best_cell_strongest(
 def test_the_verdict_compares_with_base_and_the_best_expert() -> None:
     assert [held for held, _ in verdict(EVALS)] == [True, True]
     assert verdict({}) == []
+
+
+def test_a_domain_that_got_worse_and_a_source_left_out_are_told() -> None:
+    assert [held for held, _ in gates(EVALS)] == [True, True, True]
+    bpb = EVALS["bpb"] | {"unified": {"cardio": 2.0, "neuro": 3.3}}
+    credit = {"suspicion": {"north": {"excluded": 1.0}, "st-mary": {"excluded": 0.0}}}
+    told = dict(map(reversed, gates(EVALS | {"bpb": bpb, "credit": credit})))
+    assert told["worse than the pivot before on neuro by 0.100"] is False
+    assert [words[:5] for words, held in told.items() if "left out" in words] == ["north"]
+    assert gates({}) == []
 
 
 def test_curves_keep_both_ends_and_the_word_of_the_last_worker() -> None:
