@@ -23,6 +23,12 @@ def add(
     home: Home,
     name: Name,
     role: Annotated[str, typer.Option(help="researcher or operator.")] = "researcher",
+    sso: Annotated[
+        str,
+        typer.Option(
+            help="What [console.oidc] calls them: they sign in there, without a password."
+        ),
+    ] = "",
 ) -> None:
     """Let somebody in, or give them another password; it is asked for, or read from stdin.
 
@@ -36,7 +42,7 @@ def add(
     known: Any = role
     users = _users(home)
     try:
-        users.add(name, known, _password())
+        users.add(name, known, "" if sso else _password(), sso=sso)
     except (UserError, IdentityError, OSError) as error:
         fail(error, 2)
     say(f"{role}/{name} may sign in")
