@@ -56,7 +56,8 @@ class Trial:
 
 def new_trial(after: str) -> Trial:
     """Draw the secrets of an attempt."""
-    return Trial(*(secrets.token_urlsafe(32) for _ in range(3)), after)
+    state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+    return Trial(state, nonce, verifier, after)
 
 
 def provider_of(issuer: str, found: Mapping[str, Any]) -> Provider:
