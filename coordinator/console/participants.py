@@ -68,7 +68,7 @@ def one(visit: Asker, name: str) -> Response:
         line=found[name],
         findings=findings(visit, name),
         released=views.running_total(queries.released(visit.desk.store, name, now - MONTH_MS)),
-        since=now - MONTH_MS,
+        since=max(now - MONTH_MS, found[name].joined_unix_ms),
         now=now,
     )
 

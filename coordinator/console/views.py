@@ -194,7 +194,7 @@ def verdict(evals: Mapping[str, Any]) -> list[tuple[bool, str]]:
     rivals["the best expert"] = min(experts, default=None)
     rivals["the control without experts (sft)"] = means.get("sft")
     return [
-        (own < other, f"{own:.3f} against {other:.3f} of {name}")
+        (own < other, f"better than {name}: {own:.3f} against {other:.3f}")
         for name, other in rivals.items()
         if other is not None
     ]
@@ -207,15 +207,14 @@ def gates(evals: Mapping[str, Any]) -> list[tuple[bool, str]]:
     if found and table is not None:
         own = dict(zip(table.domains, table.rows[0]["cells"], strict=True))
         deltas = {d: cell["delta"] for d, cell in own.items() if d != MEAN and cell["delta"]}
-        worse = [f"{domain} by {delta:.3f}" for domain, delta in deltas.items() if delta > 0]
-        says = f"worse than the pivot before on {', '.join(worse)}" if worse else ""
-        found.append((not worse, says or "no domain is worse than in the pivot before"))
+        worse = [f"{domain} is, by {delta:.3f}" for domain, delta in deltas.items() if delta > 0]
+        told = f": {', '.join(worse)}" if worse else ""
+        found.append((not worse, f"no domain is worse than in the pivot before{told}"))
     signs: Mapping[str, Any] = (evals.get("credit") or {}).get("suspicion") or {}
-    for name, told in signs.items():
-        if isinstance(told, Mapping) and told.get("excluded"):
-            found.append(
-                (False, f"{name} was left out: it taught what the public text contradicts")
-            )
+    out = [n for n, told in signs.items() if isinstance(told, Mapping) and told.get("excluded")]
+    if out:
+        says = f"every source agrees with the public text: left out {', '.join(out)}, which did not"
+        found.append((False, says))
     return found
 
 

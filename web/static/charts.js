@@ -143,15 +143,16 @@
       type: "line", step: "end", data, showSymbol: false, lineStyle: { color: css("series-0"), width: 2, ...more.line },
       itemStyle: { color: css("series-0") }, areaStyle: { color: css("series-0"), opacity: more.area }, ...more.rest,
     });
+    const axis = points.at(-1)[0] - points[0][0] > 1.6e8 ? axisDay : axisClock;
     const top = limit ? [{ yAxis: limit, label: { formatter: "allowed", position: "insideEndTop", color: css("muted") }, lineStyle: { color: css("bad"), type: "dashed" } }] : [];
     const mark = { xAxis: now, label: { formatter: "now", color: css("muted") }, lineStyle: { color: css("ink"), type: "dotted" } };
     return {
       option: {
         grid: { left: 8, right: 24, top: 22, bottom: 6, containLabel: true },
-        tooltip: tooltip({ trigger: "axis", formatter: ([{ value }]) => `${axisDay.format(value[0])}  ${whole.format(value[1])}`, axisPointer: line() }),
+        tooltip: tooltip({ trigger: "axis", formatter: ([{ value }]) => `${axis.format(value[0])}  ${whole.format(value[1])}`, axisPointer: line() }),
         xAxis: {
           type: "time", axisLine: line(), splitLine: { show: false },
-          axisLabel: { color: css("muted"), fontSize: 11, hideOverlap: true, formatter: (ms) => axisDay.format(ms) },
+          axisLabel: { color: css("muted"), fontSize: 11, hideOverlap: true, formatter: (ms) => axis.format(ms) },
         },
         yAxis: {
           type: "value", min: 0, max: limit ? Math.max(limit, ...points.map((point) => point[1])) : undefined, splitNumber: 3,
