@@ -16,6 +16,7 @@ from participant.status import read_status
 from tests.integration.test_joining import Hub, hub
 
 __all__ = ["hub"]
+pytestmark = pytest.mark.slow
 
 
 def joined_by_command(hub: Hub, home: Path, name: str) -> Path:
@@ -41,7 +42,6 @@ def test_one_command_joins_and_lays_the_folder_out(hub: Hub, tmp_path: Path) -> 
     assert not (tmp_path / "b").exists(), "a wrong corpus costs no token"
 
 
-@pytest.mark.slow
 def test_two_commands_from_a_token_to_the_first_beat(hub: Hub, tmp_path: Path) -> None:
     home = joined_by_command(hub, tmp_path / "st-vera", "st-vera")
     began = time.monotonic()
