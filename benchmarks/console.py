@@ -25,6 +25,7 @@ from coordinator.artifacts import Artifacts
 from coordinator.config import ConsoleConfig, CoordinatorConfig
 from coordinator.console.serving import Console
 from coordinator.console.users import Users
+from coordinator.orders import Orders
 from coordinator.presence import Seen
 from coordinator.research_service import ResearchService
 from coordinator.revocations import Revocations
@@ -214,7 +215,7 @@ def main() -> int:
         fill(store)
         signer = Signer(store, artifacts, home / "signer.key")
         research = ResearchService(
-            store, artifacts, signer, auto_approve=False, attending=attending
+            store, artifacts, signer, Orders(ca), auto_approve=False, attending=attending
         )
         members = Members(Revocations(store.database))
         console = Console(config, store, artifacts, research, attending, members)

@@ -29,7 +29,7 @@ from cofuse.commands import (
     withdrawals,
 )
 from cofuse.commands.connection import answer, fail, tell
-from cofuse.output import App, wants_json
+from cofuse.output import App, is_quiet, wants_json
 
 app = App(
     name="cofuse",
@@ -71,7 +71,7 @@ def demo(
         seed=seed,
     )
     try:
-        with screen() as talk:
+        with screen(quiet=is_quiet()) as talk:
             talk.say(
                 f"cofuse demo: {participants} hospitals, tiny models with tokenizers of their own, "
                 f"FP8 emulated on CPU, rounds {', '.join(wanted)}"

@@ -1,7 +1,9 @@
 """How a command speaks: data on stdout, talk on stderr, and one envelope where --json asks for it.
 
 {"schema": 1, "ok": true, "data": {...}} or {"schema": 1, "ok": false, "error": {...}} is the last
-line of stdout. A command says `tell` for people and `answer` for programs, and ends with `fail`.
+line of stdout. A command says `tell` for people and `answer` for programs, `say`s on stderr what is
+no data, and ends with `fail`. `--quiet` mutes what is said; errors stay. A stream takes `--jsonl`:
+one JSON object a line as it happens (`emit`), and the envelope at the end.
 """
 
 import contextlib
@@ -18,13 +20,26 @@ from typer.utils import get_params_from_function
 from cofuse.failures import failure_of
 
 SCHEMA: Final = 1
-_JSON, _DEBUG, _ANSWERED = "cofuse.json", "cofuse.debug", "cofuse.answered"
+_JSON, _LINES, _QUIET = "cofuse.json", "cofuse.jsonl", "cofuse.quiet"
+_DEBUG, _ANSWERED = "cofuse.debug", "cofuse.answered"
+_PROGRAM: Final = ("--json", "--jsonl")
+"""Options by which a program says that it listens."""
 _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
 
 def wants_json() -> bool:
     """Whether a program listens."""
-    return bool(_meta().get(_JSON))
+    return bool(_meta().get(_JSON) or wants_lines())
+
+
+def wants_lines() -> bool:
+    """Whether a program listens to a stream as it happens."""
+    return bool(_meta().get(_LINES))
+
+
+def is_quiet() -> bool:
+    """Whether nothing is to be said but data and errors."""
+    return bool(_meta().get(_QUIET))
 
 
 def wants_debug() -> bool:
@@ -34,7 +49,22 @@ def wants_debug() -> bool:
 
 def tell(text: object = "") -> None:
     """Say data for people: on stdout, which --json keeps for programs."""
-    typer.echo(text, err=wants_json())
+    if not wants_json():
+        typer.echo(text)
+    else:
+        say(text)
+
+
+def say(text: object) -> None:
+    """Say what is no data: progress, remarks, the next step. On stderr, unless --quiet."""
+    if not is_quiet():
+        typer.echo(text, err=True)
+
+
+def emit(line: Mapping[str, Any]) -> None:
+    """Give one line of a stream to a program that listens with --jsonl; nothing without."""
+    if wants_lines():
+        typer.echo(json.dumps(line))
 
 
 def answer(data: Mapping[str, Any], *, bare: bool = False) -> None:
@@ -68,15 +98,19 @@ def fail(
 
 
 class Command(TyperCommand):
-    """A command with --json and --debug, whose errors are words."""
+    """A command with --json, --quiet and --debug, whose errors are words."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._restore_argument_help()
         names = {name for param in self.params for name in param.opts}
         self._answers_itself = "--json" in names
+        lines = next((param for param in self.params if "--jsonl" in param.opts), None)
+        if lines is not None:
+            lines.callback = _noting(_LINES, lines.callback)
         for name, key, says in (
             ("--json", _JSON, "One JSON object as the last line of stdout."),
+            ("--quiet", _QUIET, "Say nothing but data and errors."),
             ("--debug", _DEBUG, "Show where an error came from."),
         ):
             if name in names:
@@ -184,7 +218,7 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 @contextlib.contextmanager
 def _misuse(ctx: click.Context, args: Sequence[str]) -> Iterator[None]:
     """What cannot be parsed is told to a program that asked for JSON, too."""
-    asked = "--json" in args
+    asked = any(option in args for option in _PROGRAM)
     try:
         yield
     except click.UsageError as error:
@@ -213,6 +247,6 @@ def _meta() -> dict[str, Any]:
 
 def _write(envelope: Mapping[str, Any], ctx: click.Context | None = None) -> None:
     meta = _meta() if ctx is None else ctx.meta
-    if meta.get(_JSON) and not meta.get(_ANSWERED):
+    if (meta.get(_JSON) or meta.get(_LINES)) and not meta.get(_ANSWERED):
         meta[_ANSWERED] = True
         typer.echo(json.dumps(envelope))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from protos.chunks import sha256_of
 from protos.faults import with_lines
 from protos.spec import RoundSpec, SpecError, Strict, load_spec
 
@@ -104,6 +103,8 @@ def lock_of(path: Path, coordinator: "Coordinator | None") -> Lock:
 
     Raises: SpecError, OSError, RemoteError.
     """
+    from protos.chunks import sha256_of
+
     spec = load_spec(path)
     files = {}
     for key in _FILES:
@@ -160,6 +161,8 @@ def _is_there(lock: Path, locked: LockedFile) -> bool:
     file = lock.parent / locked.path
     if not file.is_file():
         return False
+    from protos.chunks import sha256_of  # and with it gRPC: a fault of the spec is told without
+
     if (found := sha256_of(file)) != locked.sha256:
         raise LockError(
             f"{file}: found sha256 {found[:16]}, wanted {locked.sha256[:16]} as {lock} says: bring "

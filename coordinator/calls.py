@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 import grpc
 
 from protos.errors import CATALOGUE, ERROR_KEY, CofuseError
-from protos.logs import printable
+from protos.printable import printable
 from trust.identity import Leaf
 
 _CANCEL_POLL_S: Final = 1.0

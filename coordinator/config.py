@@ -12,6 +12,24 @@ from protos.config import Address, StrictConfig, TlsConfig, read_toml
 _LOOPBACK: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}):[0-9]{1,5}")
 
 
+class OidcConfig(StrictConfig):
+    """[console.oidc]: people sign in by their organisation's OpenID Connect provider, too."""
+
+    issuer: str = Field(pattern=r"^(https://[^\s?#]+|http://(localhost|127\.0\.0\.1)[^\s?#]*)$")
+    """As the provider names itself, such as https://login.example.org/realms/hub."""
+    client_id: str = Field(min_length=1)
+    """As the provider knows this console; its redirect address is ORIGIN/login/callback."""
+    client_secret_file: Path | None = None
+    """File with the client's secret; None: the provider takes PKCE alone."""
+    claim: Literal["sub", "email", "preferred_username", "upn"] = "sub"
+    """What of the ID token names a person: the --sso of `cofuse coordinator user add`."""
+
+    def client_secret(self) -> str:
+        """The secret, read anew; empty: there is none. Raises: OSError."""
+        path = self.client_secret_file
+        return path.read_text(encoding="utf-8").strip() if path else ""
+
+
 class ConsoleConfig(StrictConfig):
     """[console]: the pages for researchers and operators. Without this table there are none."""
 
@@ -22,6 +40,8 @@ class ConsoleConfig(StrictConfig):
     certificate: Path | None = None
     """PEM, for HTTPS; one that browsers trust."""
     key: Path | None = None
+    oidc: OidcConfig | None = None
+    """Signing in by a provider. Default: by password alone."""
 
     @property
     def is_https(self) -> bool:
@@ -38,9 +58,11 @@ class ConsoleConfig(StrictConfig):
     def below(self, folder: Path) -> "ConsoleConfig":
         """The same, relative paths taken from `folder`."""
         found = {name: getattr(self, name) for name in ("certificate", "key")}
-        return self.model_copy(
-            update={name: path and folder / path for name, path in found.items()}
-        )
+        moved: dict[str, object] = {name: path and folder / path for name, path in found.items()}
+        if self.oidc is not None and self.oidc.client_secret_file is not None:
+            secret = folder / self.oidc.client_secret_file
+            moved["oidc"] = self.oidc.model_copy(update={"client_secret_file": secret})
+        return self.model_copy(update=moved)
 
     @model_validator(mode="after")
     def _not_in_the_clear(self) -> "ConsoleConfig":

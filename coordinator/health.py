@@ -13,7 +13,8 @@ from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
 from protos.errors import CofuseError, abort
-from protos.logs import logger, printable
+from protos.logs import logger
+from protos.printable import printable
 
 _LOG = logger(__name__)
 EVERY_S: Final = 5.0

@@ -15,7 +15,8 @@ import grpc
 
 from coordinator.store import Store
 from protos.errors import CATALOGUE, CofuseError
-from protos.logs import logger, printable
+from protos.logs import logger
+from protos.printable import printable
 from trust.chain import Entry
 
 _LOG = logger(__name__)

@@ -10,6 +10,7 @@ somebody changed the file, and then nothing is allowed.
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,7 +20,9 @@ from participant.policy import Kind, LogitLimits, PolicyRefusalError
 from protos.files import flush
 
 FILE: Final = "budget.jsonl"
-WINDOW_MS: Final = 30 * 24 * 3600 * 1000
+_DAY_MS: Final = 24 * 3600 * 1000
+WINDOW_DAYS: Final = 30
+WINDOW_MS: Final = WINDOW_DAYS * _DAY_MS
 
 
 class _Line(BaseModel):
@@ -69,6 +72,43 @@ def used(entries: Sequence[Entry], now_unix_ms: int) -> int:
         for entry in entries
         if isinstance(entry, Reserved) and entry.unix_ms > now_unix_ms - WINDOW_MS
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How the budget stands at one moment."""
+
+    at_unix_ms: int
+    asked: int
+    """Positions that were asked for in the day before."""
+    used: int
+    """Positions of the thirty days before."""
+
+
+def burn_down(entries: Sequence[Entry], now_unix_ms: int) -> list[Standing]:
+    """How the budget was spent in thirty days, and how it comes back if nothing more is asked.
+
+    One row a day, from thirty days ago to thirty days ahead; days on which nothing changes are left
+    out, but for the first, this moment and the last.
+    """
+    spent = [
+        (min(entry.unix_ms, now_unix_ms), entry.question.positions)
+        for entry in entries
+        if isinstance(entry, Reserved)
+    ]
+
+    def within(at: int, span_ms: int) -> int:
+        return sum(positions for asked, positions in spent if at - span_ms < asked <= at)
+
+    days = range(-WINDOW_DAYS, WINDOW_DAYS + 1)
+    moments = [now_unix_ms + day * _DAY_MS for day in days]
+    rows = [Standing(at, within(at, _DAY_MS), within(at, WINDOW_MS)) for at in moments]
+    marks = (rows[0].at_unix_ms, now_unix_ms, rows[-1].at_unix_ms)
+    return [
+        row
+        for before, row in zip([rows[0], *rows], rows, strict=False)
+        if row.at_unix_ms in marks or row.asked or row.used != before.used
+    ]
 
 
 def check(
@@ -133,6 +173,10 @@ class Ledger:
     def used(self) -> int:
         """Count the positions of the last thirty days."""
         return used(self.entries(), self._clock())
+
+    def burn_down(self) -> list[Standing]:
+        """How it was spent, and comes back. Raises: PolicyRefusalError as entries."""
+        return burn_down(self.entries(), self._clock())
 
     def question(self, round_id: str) -> Question | None:
         """What a round has asked last. Raises: PolicyRefusalError as entries."""

@@ -28,7 +28,7 @@ from participant.hearing import Hearing
 from participant.line import Body, Line, PeerLostError
 from participant.policy import PolicyRefusalError
 from participant.spool import Entry, Spool
-from participant.status import PAUSED, StatusServer
+from participant.status import StatusServer, paused
 from participant.work import Tell, Worker
 from protos.errors import RemoteError
 from protos.messages import Assignment, Report
@@ -227,7 +227,7 @@ class Program:
 
     @property
     def _paused(self) -> bool:
-        return (self._config.data_dir / PAUSED).exists()
+        return paused(self._config.data_dir) is not None
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self._config.data_dir).free

@@ -9,16 +9,55 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from participant.durable import write_durably
 
 SOCKET: Final = "status.sock"
 PAUSED: Final = "paused"
 """A file of this name in the data folder: no work is begun, and what runs stops at its next step.
 
-It is a file, and no word over the socket, so that it outlives the daemon and needs none to run."""
+It is a file, and no word over the socket, so that it outlives the daemon and needs none to run. It
+holds the time at which the pause ends by itself, unix ms; nothing: only `resume` ends it."""
 _TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Work stands still."""
+
+    until_unix_ms: int
+    """0: until somebody resumes."""
+
+
+def pause(folder: Path, until_unix_ms: int = 0) -> None:
+    """Let no work be begun in a data folder, from now on. Raises: OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / PAUSED, str(until_unix_ms) if until_unix_ms else "")
+
+
+def resume(folder: Path) -> None:
+    """Let work go on. Raises: OSError."""
+    (folder / PAUSED).unlink(missing_ok=True)
+
+
+def paused(folder: Path, now_unix_ms: int | None = None) -> Pause | None:
+    """The pause that a data folder is in; None: work may go on.
+
+    What is no time in the file is a pause without an end: stopping is the safe side.
+    Args: now_unix_ms: default: the machine's clock.
+    """
+    try:
+        text = (folder / PAUSED).read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    until = int(text) if text.isascii() and text.isdigit() else 0
+    now = time.time_ns() // 1_000_000 if now_unix_ms is None else now_unix_ms
+    return None if 0 < until <= now else Pause(until)
 
 
 class StatusServer:

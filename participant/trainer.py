@@ -30,7 +30,7 @@ from participant.export import (
 )
 from participant.line import Body, Line
 from participant.stages.cpt import Expert, describe
-from participant.status import PAUSED
+from participant.status import paused
 from participant.training import Training
 from protos.messages import Assignment, Scores
 from protos.retry import Stopped
@@ -110,7 +110,7 @@ class Program:
 
     @property
     def _paused(self) -> bool:
-        return (self._config.data_dir / PAUSED).exists()
+        return paused(self._config.data_dir) is not None
 
     def _train(self) -> None:
         """Train until it is done, its window closes, or the guard wants the finished expert."""

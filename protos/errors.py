@@ -7,7 +7,7 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
-from protos.logs import printable
+from protos.printable import printable
 
 ERROR_KEY: Final = "cofuse-error"
 """Trailing metadata that carries the error id, so that programs need not parse words."""

@@ -6,7 +6,6 @@ of anything that is not a plain value only the type's name is written.
 
 import json
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
@@ -15,15 +14,11 @@ from typing import IO, Any, Final
 
 import structlog
 
-MAX_TEXT: Final = 1000
-"""Characters of one value; the rest is cut and counted."""
+from protos.printable import printable
+
 MAX_VALUES: Final = 32
 """Fields of a line, and items of a list."""
 _FRAMES: Final = 8
-# Controls, and the characters that break or reorder a line on a terminal.
-_UNSAFE: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _LIBRARY: Final = "library.message"
 """Event code of what a library logs; its words are in `message`."""
 _RESERVED: Final = frozenset({"time", "level", "event", "program", "logger"})
@@ -65,12 +60,6 @@ def configure(program: str, *, stream: IO[str] | None = None, level: str = "info
     root.setLevel(logging.WARNING)
     for ours in ("cofuse", "coordinator", "participant", "protos"):
         logging.getLogger(ours).setLevel(level.upper())
-
-
-def printable(text: str, limit: int = MAX_TEXT) -> str:
-    """`text` on one harmless line: control characters spelled out, at most `limit` characters."""
-    cut = f"... ({len(text) - limit} more)" if len(text) > limit else ""
-    return _UNSAFE.sub(_spelled, text[:limit]) + cut
 
 
 def _line(program: str, values: MutableMapping[str, Any]) -> str:
@@ -124,7 +113,3 @@ def _told(error: Any) -> dict[str, Any]:
     frames = traceback.extract_tb(raised.__traceback__)[-_FRAMES:]
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames)]
     return {"error": _plain(raised), "where": where}
-
-
-def _spelled(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode("ascii")

@@ -1,5 +1,6 @@
 """Markdown of a model card as a part of a page: tables and text, nothing that fetches or runs."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,6 +13,10 @@ from markupsafe import Markup
 _FRONT: Final = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
 
+_OPENS: Final = '<div class="scroll" role="group" tabindex="0" aria-label="Table {}"><table>'
+"""A wide table scrolls in itself, by keyboard too, and never the page."""
+
+
 @lru_cache(64)
 def markdown(text: str) -> Markup:
     """HTML of Markdown from whomever: tags in it are shown as text, pictures are left out."""
@@ -19,6 +24,9 @@ def markdown(text: str) -> Markup:
     tokens = reader.parse(_FRONT.sub("", text, count=1))
     _make_fit(tokens)
     html = reader.renderer.render(tokens, reader.options, {})
+    numbers = itertools.count(1)
+    html = re.sub("<table>", lambda _: _OPENS.format(next(numbers)), html)
+    html = html.replace("</table>", "</table></div>")
     return Markup(html)  # noqa: S704 - made of escaped text, see above
 
 

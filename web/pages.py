@@ -64,7 +64,8 @@ def moment(unix_ms: int) -> Markup:
         return Markup('<span class="muted">never</span>')
     at = datetime.fromtimestamp(unix_ms / 1000, UTC)
     utc = at.strftime("%Y-%m-%d %H:%M:%S UTC")
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(at.isoformat(), utc, utc)
+    # Markup.format would escape what holds no character to escape: a fifth of a long page's time.
+    return Markup(f'<time datetime="{at.isoformat()}" title="{utc}">{utc}</time>')  # noqa: S704
 
 
 def day(unix_ms: int) -> str:

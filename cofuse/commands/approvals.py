@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 
 if TYPE_CHECKING:
     from participant.approvals import Approvals, Release
@@ -54,7 +54,7 @@ def approve(
             tell(line)
         if not (yes or refuse):
             if not sys.stdin.isatty():
-                typer.echo("nothing is decided; decide with --yes or --refuse WHY", err=True)
+                say("nothing is decided; decide with --yes or --refuse WHY")
                 return
             yes = typer.confirm("let it leave?")
             refuse = "" if yes else typer.prompt("why not? (the submitter is told)")
@@ -75,9 +75,9 @@ def _list(desk: "Approvals", home: Path) -> None:
         until = f"until {_moment(release.expires_unix_ms)}"
         tell(f"{release.release_id:<24} {release.kind:<8} {size:>18}  {who}  {until}")
     if not found:
-        typer.echo("nothing waits for approval", err=True)
+        say("nothing waits for approval")
     else:
-        typer.echo(f"look at one with: cofuse approve {found[0].release_id} {home}", err=True)
+        say(f"look at one with: cofuse approve {found[0].release_id} {home}")
     answer({"waiting": [{"release": one.release_id, **one.model_dump()} for one in found]})
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 from cofuse.output import App
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def export(
     with _chain(folder) as chain:
         chain.export(out, lambda record: _inside(record["seq"], record["ts"], begin, end))
         verdict = check(out, whole=False)
-    typer.echo(f"verify it anywhere with: cofuse audit verify {out} --excerpt", err=True)
+    say(f"verify it anywhere with: cofuse audit verify {out} --excerpt")
     _end(verdict)
 
 
@@ -79,7 +79,7 @@ def accept(
             done = EgressLog(config.data_dir, config.name).accept(why)
     if not done:
         fail("there is no such alarm; nothing was written", code="failed")
-    typer.echo("accepted, and written on the chain", err=True)
+    say("accepted, and written on the chain")
 
 
 def egress(home: Annotated[Path, typer.Argument(help="The participant's folder.")]) -> None:
@@ -106,7 +106,7 @@ def egress(home: Annotated[Path, typer.Argument(help="The participant's folder."
     left = [one for one in found if one.allowed]
     total = sum(one.size_bytes for one in left)
     refused = len(found) - len(left)
-    typer.echo(f"{total:,} bytes in all, {len(left)} releases; {refused} refused", err=True)
+    say(f"{total:,} bytes in all, {len(left)} releases; {refused} refused")
     answer({
         "total_bytes": total,
         "releases": [asdict(one) for one in left],

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 from cofuse.output import App
 
 app = App(no_args_is_help=True, help="Hand out what an auditor asks for.")
@@ -39,6 +39,6 @@ def export(
         fail(f"{out} is there already: name another folder", 2)
     except (ConfigError, AuditError, KeyFileError, OSError) as error:
         fail(error, 2)
-    typer.echo(f"check it anywhere with: cofuse audit verify {out / 'audit'}", err=True)
+    say(f"check it anywhere with: cofuse audit verify {out / 'audit'}")
     tell(out)
     answer({"folder": str(out), "files": found})

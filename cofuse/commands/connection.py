@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cofuse.output import answer, fail, tell
+from cofuse.output import answer, fail, say, tell
 from cofuse.profile import remembered
 
 if TYPE_CHECKING:
     from cofuse.sdk import Coordinator
 
-__all__ = ["At", "Identity", "Json", "answer", "connected", "fail", "tell"]
+__all__ = ["At", "Identity", "Json", "answer", "connected", "fail", "say", "tell"]
 
 
 def _identity() -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cofuse.commands import members, upkeep, users
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 from cofuse.output import App
 
 app = App(no_args_is_help=True, help="Run the consortium's coordinator.")
@@ -66,7 +66,7 @@ def init(
     tell(f"authority {authority}")
     tell(f"pivot signer {signer}")
     tell(f"fusion worker {recipient}")
-    typer.echo(f"start it with: cofuse coordinator up {home}", err=True)
+    say(f"start it with: cofuse coordinator up {home}")
     made = {"authority": authority, "pivot_signer": signer, "fusion_worker": recipient}
     answer({"folder": str(home), **made})
 

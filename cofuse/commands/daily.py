@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from cofuse.commands import participants
-from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
+from cofuse.commands.connection import At, Identity, answer, connected, fail, say, tell
 from cofuse.profile import forget, profile_path, remember, remembered
 
 PROGRAMS: Final = {"participant.toml": "participant", "coordinator.toml": "coordinator"}
@@ -54,14 +54,14 @@ def login(
         with connected(address, identity) as coordinator:
             coordinator.pivots()
     path = remember(address, identity)
-    typer.echo(f"remembered in {path}; forget it with: cofuse logout", err=True)
+    say(f"remembered in {path}; forget it with: cofuse logout")
     answer({"at": address, "identity": str(identity.resolve()), "profile": str(path)})
 
 
 def logout() -> None:
     """Forget what `cofuse login` remembered; the identity's folder stays."""
     path, there = profile_path(), forget()
-    typer.echo(f"forgot {path}" if there else "nobody was logged in", err=True)
+    say(f"forgot {path}" if there else "nobody was logged in")
     answer({"forgot": there})
 
 
@@ -113,8 +113,8 @@ def up(
         text = _UNIT.format(program=program, folder=home, python=sys.executable)
         unit.write_text(text, encoding="utf-8")
         tell(unit)
-        typer.echo(f"start it with: systemctl --user enable --now {name}", err=True)
-        typer.echo("and let it run without you: loginctl enable-linger", err=True)
+        say(f"start it with: systemctl --user enable --now {name}")
+        say("and let it run without you: loginctl enable-linger")
         answer({"unit": str(unit)})
         return
     if program == "participant":
@@ -142,9 +142,9 @@ def status(folder: Folder = None) -> None:
     answer(found)
 
 
-def pause(folder: Participant = None) -> None:
-    """Let no work be begun, and what runs stop at its next step, until `resume`."""
-    participants.pause(_participant(folder))
+def pause(folder: Participant = None, until: participants.Until = "") -> None:
+    """Let no work be begun, and what runs stop at its next step, until `resume` or the time."""
+    participants.pause(_participant(folder), until)
 
 
 def resume(folder: Participant = None) -> None:
@@ -172,10 +172,9 @@ def leave(
     gone = [path for path in (config.tls.key, config.tls.certificate) if path.exists()]
     for path in gone:
         path.unlink()
-    typer.echo(
+    say(
         f"{config.name} has left. Tell the operator, who says: cofuse coordinator revoke HUB "
-        f"--name participant/{config.name}",
-        err=True,
+        f"--name participant/{config.name}"
     )
     answer({"participant": config.name, "destroyed": [str(path) for path in gone]})
 

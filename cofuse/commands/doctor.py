@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 
 
 def doctor(home: Annotated[Path, typer.Argument(help="The participant's folder.")]) -> None:
@@ -34,7 +34,7 @@ def doctor(home: Annotated[Path, typer.Argument(help="The participant's folder."
         words = one.stopped_by and f"({one.stopped_by})"
         tell(f"{one.verdict:<20} {one.role:<8} {one.says} {words}".rstrip())
     for words in found.missing:
-        typer.echo(f"not on this machine: {words}", err=True)
+        say(f"not on this machine: {words}")
     if found.broken:
         fail(
             f"{len(found.broken)} got through: let this participant serve no round. A corpus that "

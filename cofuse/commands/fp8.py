@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
-from cofuse.output import App, wants_json
+from cofuse.commands.connection import answer, fail, say, tell
+from cofuse.output import App, is_quiet, wants_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,7 +162,7 @@ def _talking() -> Iterator[None]:
     """Show on a terminal that work goes on."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=is_quiet())
     if not console.is_terminal:
         yield
         return
@@ -235,10 +235,10 @@ def _common_prefix(names: list[str]) -> str:
 
 
 def _report(written: Export, *, bf16: bool) -> None:
-    typer.echo(f"{written.size_bytes / 1e6:,.1f} MB, {len(written.fp8)} layers in FP8", err=True)
+    say(f"{written.size_bytes / 1e6:,.1f} MB, {len(written.fp8)} layers in FP8")
     reasons: dict[str, list[str]] = {}
     for name, reason in written.kept.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in () if bf16 else reasons.items():
         others = f" and {len(names) - 1} more" if names[1:] else ""
-        typer.echo(f"not FP8: {names[0]}{others}: {reason}", err=True)
+        say(f"not FP8: {names[0]}{others}: {reason}")

@@ -13,7 +13,7 @@ import typer
 
 from cofuse.commands.connection import answer, fail
 from cofuse.evals import MEASURES
-from cofuse.output import wants_debug, wants_json
+from cofuse.output import is_quiet, wants_debug, wants_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,7 +178,7 @@ class _Talk:
         """Show on a terminal that work goes on."""
         from rich.console import Console
 
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=is_quiet())
         if not console.is_terminal:
             yield
             return

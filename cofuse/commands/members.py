@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cofuse.commands.connection import At, Identity, answer, fail, tell
+from cofuse.commands.connection import At, Identity, answer, fail, say, tell
 
 if TYPE_CHECKING:
     from coordinator.config import CoordinatorConfig
     from coordinator.database import Database
+    from trust.tokens import Token
 
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 _TTL: Final = re.compile(r"([1-9][0-9]{0,4})(m|h|d)")
 _UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400}
+_COORDINATOR_PORT: Final = 7443
+"""Where a coordinator listens unless its coordinator.toml says otherwise."""
 _SERIAL: Final = re.compile(r"[0-9]{1,49}|0x[0-9A-Fa-f]{1,40}")
 
 
@@ -54,7 +57,7 @@ def invite(
         seconds = int(match[1]) * _UNIT_S[match[2]]
         authority = fingerprint(config.tls.ca.read_bytes())
         token = Invitations(database).invite(identity, authority, seconds)
-    typer.echo(f"good for {ttl}, once: cofuse join {config.enroll_listen} TOKEN FOLDER", err=True)
+    say(f"good for {ttl}, once: cofuse join {config.enroll_listen} TOKEN FOLDER")
     tell(str(token))
     answer({"token": str(token), "enroll": config.enroll_listen, "ttl_s": seconds})
 
@@ -65,12 +68,24 @@ def join(
         str, typer.Argument(help="What the operator gave you; - reads it from stdin.")
     ],
     folder: Annotated[Path, typer.Argument(help="Where the key is, or is made; it stays there.")],
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help='A participant\'s JSON lines of {"text": ...}, which stay here: FOLDER becomes '
+            "one that `cofuse up FOLDER` starts."
+        ),
+    ] = None,
+    coordinator: Annotated[
+        str, typer.Option(help="With --corpus: host:port.  [port 7443 of ADDRESS's host]")
+    ] = "",
 ) -> None:
     """Turn a token into an identity: key.pem, certificate.pem and ca.pem in FOLDER.
 
     FOLDER may be what `cofuse participant init` or `cofuse identity` made. Repeating it is safe.
     """
     from cofuse.joining import join as redeem
+    from cofuse.participant_home import lay_out
+    from participant.corpus import CorpusError
     from trust.identity import IdentityError
     from trust.tokens import parse_token
 
@@ -78,11 +93,37 @@ def join(
         fail(f"found the address {address!r}, wanted host:port", 2)
     try:
         parsed = parse_token(sys.stdin.readline() if token == "-" else token)  # noqa: S105
+        if corpus is not None:
+            documents = _corpus_of(parsed, corpus, folder)  # before the token is spent
         redeem(address, parsed, folder)
-    except (IdentityError, FileExistsError, FileNotFoundError) as error:
+    except (CorpusError, IdentityError, FileExistsError, FileNotFoundError) as error:
         fail(error, 2)
-    typer.echo(f"{parsed.identity.uri}: certificate in {folder}", err=True)
+    say(f"{parsed.identity.uri}: certificate in {folder}")
+    if corpus is not None:
+        hub = coordinator or f"{address.rpartition(':')[0]}:{_COORDINATOR_PORT}"
+        lay_out(folder, parsed.identity.name, hub, corpus)
+        say(f"{documents} documents found; none of them leaves")
+        say(f"read {folder / 'policy.toml'}: nothing leaves until you allow it")
+        say(f"then start with: cofuse up {folder}")
     answer({"identity": parsed.identity.uri, "folder": str(folder)})
+
+
+def _corpus_of(token: "Token", corpus: Path, folder: Path) -> int:
+    """How many documents a participant's text has.
+
+    Raises: IdentityError, CorpusError; FileExistsError when the folder is laid out already.
+    """
+    from participant.corpus import read_corpus
+    from trust.identity import IdentityError
+
+    if token.identity.role != "participant":
+        raise IdentityError(
+            f"found --corpus with a token for {token.identity.uri}, wanted a participant's: leave "
+            "--corpus out"
+        )
+    if (folder / "participant.toml").exists():
+        raise FileExistsError(f"{folder / 'participant.toml'} is there: leave --corpus out")
+    return len(read_corpus(corpus))
 
 
 def renew(at: At, identity: Identity) -> None:
@@ -105,7 +146,7 @@ def renew(at: At, identity: Identity) -> None:
     except grpc.RpcError as error:
         fail(CofuseError("unreachable", f"{at} not reached: {error.details()}"))
     ends = datetime.fromtimestamp(renewed.ends_unix_s, UTC)
-    typer.echo(f"{renewed.identity.uri}: good to {ends:%Y-%m-%d %H:%M} UTC", err=True)
+    say(f"{renewed.identity.uri}: good to {ends:%Y-%m-%d %H:%M} UTC")
     answer({"identity": renewed.identity.uri, "ends_unix_s": renewed.ends_unix_s})
 
 
@@ -140,7 +181,7 @@ def revoke(
                 fail(f"--name: {error}; give it as participant/NAME", 2)
         else:
             revocations.revoke_one(int(serial, 16 if serial.startswith("0x") else 10), why)
-    typer.echo(f"revoked {name or serial}; a coordinator that runs ends its calls", err=True)
+    say(f"revoked {name or serial}; a coordinator that runs ends its calls")
     answer({"revoked": name or serial})
 
 

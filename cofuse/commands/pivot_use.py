@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 from cofuse.output import wants_json
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def chat(
 
 def _converse(talk: "Talk") -> None:
     how = "it remembers what was said" if talk.chats else "no chat template: it writes on from it"
-    typer.echo(f"A line, then Enter; {how}. Ctrl-D ends.", err=True)
+    say(f"A line, then Enter; {how}. Ctrl-D ends.")
     with suppress(KeyboardInterrupt):
         for line in sys.stdin:
             if line.strip():
@@ -105,7 +105,7 @@ def serve(
         if lacks := missing():
             fail(f"{', '.join(lacks)} not installed: pip install 'transformers[serving]'")
         if not (folder / "chat_template.jinja").exists():
-            typer.echo("no chat template: ask /v1/completions, not /v1/chat/completions", err=True)
+            say("no chat template: ask /v1/completions, not /v1/chat/completions")
         with suppress(KeyboardInterrupt):
             code = subprocess.run(server.program, env=server.environment, check=False).returncode
             raise typer.Exit(1 if code else 0)

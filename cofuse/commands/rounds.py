@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
+from cofuse.commands.connection import At, Identity, answer, connected, fail, say, tell
 from cofuse.commands.round_check import check, lock
 from cofuse.commands.round_evals import diff, evals
-from cofuse.output import App
+from cofuse.output import App, emit, wants_lines
 
 if TYPE_CHECKING:
     from cofuse.sdk import Event, Round
@@ -22,9 +22,49 @@ RoundId = Annotated[str, typer.Argument(help="As `cofuse round ls` shows it.")]
 WaitS = Annotated[
     float | None, typer.Option("--timeout", min=0, help="Seconds to wait.  [until it ends]")
 ]
+Jsonl = Annotated[
+    bool, typer.Option("--jsonl", help="One JSON object a line as it happens; then as --json.")
+]
 _FIRST: Final[tuple[Callable[..., None], ...]] = (check, lock)
 for _command in _FIRST:
     app.command()(_command)
+
+
+@app.command()
+def init(
+    at: At,
+    identity: Identity,
+    kind: Annotated[
+        str, typer.Option(help="What participants ship: logits or weights.")
+    ] = "logits",
+    name: Annotated[str, typer.Option(help="For people; lower case, digits, dashes.")] = "my-round",
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the coordinator for the newest pivot and members.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; must not be there.")
+    ] = None,
+) -> None:
+    """Print a commented round spec to start from: `cofuse round init > round.yaml`."""
+    from cofuse.round_start import starting_spec
+    from trust.identity import checked_name
+
+    if kind not in ("logits", "weights"):
+        fail(f"--kind: found {kind!r}, wanted logits or weights", 2)
+    known: Any = kind
+    pivot, members = "pivot-0", ["st-mary", "north", "lakeside"]
+    if online:
+        with connected(at, identity) as coordinator:
+            pivots, members = coordinator.pivots(), sorted(coordinator.participants()) or members
+            pivot = pivots[-1].name if pivots else pivot
+    text = starting_spec(known, name=checked_name(name), pivot=pivot, participants=members)
+    if out is None:
+        tell(text.rstrip("\n"))
+    else:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+        say(f"edit {out}, then: cofuse round check {out}")
+    answer({"spec": text, "file": str(out) if out else None})
 
 
 @app.command()
@@ -37,6 +77,7 @@ def submit(
     request_id: Annotated[
         str, typer.Option("--idempotency-key", help="The same key twice is the same round.")
     ] = "",
+    jsonl: Jsonl = False,
 ) -> None:
     """Upload the spec's files, submit it, print the round's id. Ctrl-C ends waiting, not it."""
     from cofuse.round_lock import load_round
@@ -54,7 +95,13 @@ def submit(
 
 
 @app.command()
-def watch(round_id: RoundId, at: At, identity: Identity, timeout: WaitS = None) -> None:
+def watch(
+    round_id: RoundId,
+    at: At,
+    identity: Identity,
+    timeout: WaitS = None,
+    jsonl: Jsonl = False,
+) -> None:
     """Print a round's events until it ends; exit 1 unless it was published."""
     with connected(at, identity) as coordinator:
         final = _follow(coordinator, round_id, timeout)
@@ -86,6 +133,7 @@ def log(
     identity: Identity,
     participant: Annotated[str, typer.Option(help="Only what concerns this one.")] = "",
     follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
+    jsonl: Jsonl = False,
 ) -> None:
     """Print what has happened to a round, with the times."""
     told = []
@@ -93,9 +141,9 @@ def log(
         events = coordinator.watch(round_id) if follow else coordinator.events(round_id)
         for event in events:
             if not participant or participant in event.body.values():
-                tell(f"{_moment(event.time_unix_ms)} {_words(event)}")
+                _tell(event, f"{_moment(event.time_unix_ms)} {_words(event)}")
                 told.append(asdict(event))
-    answer({"round_id": round_id, "events": told})
+    answer({"round_id": round_id} if wants_lines() else {"round_id": round_id, "events": told})
 
 
 @app.command(name="ls")
@@ -169,7 +217,7 @@ def as_json(found: "Round") -> dict[str, Any]:
 def _follow(coordinator: Any, round_id: str, timeout_s: float | None) -> "Round":
     """Tell the events until the round is final; return it. Raises: WaitTimedOutError."""
     for event in coordinator.watch(round_id, timeout_s=timeout_s):
-        tell(_words(event))
+        _tell(event, _words(event))
     final: Round = coordinator.round(round_id)
     return final
 
@@ -193,6 +241,14 @@ def _end(final: "Round") -> None:
         words = f"{final.round_id} ended {final.state}: {final.detail}".rstrip(": ")
         fail(words, code="not_published", data=as_json(final))
     answer(as_json(final))
+
+
+def _tell(event: "Event", words: str) -> None:
+    """An event as it happens: a line for whoever listens, people or a program."""
+    if wants_lines():
+        emit(asdict(event))
+    else:
+        tell(words)
 
 
 def _words(event: "Event") -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 
 if TYPE_CHECKING:
     from coordinator.config import CoordinatorConfig
@@ -74,11 +74,9 @@ def backup(
             made = back_up(database, open_artifacts(config.data_dir, config.artifacts), to)
         finally:
             database.close()
-    typer.echo(
-        f"{made.contents}: {made.objects} files, {made.copied_bytes} bytes of them new", err=True
-    )
-    typer.echo(f"keep {home}/ca and {home}/tls in a safe: they are not in it", err=True)
-    typer.echo(f"and the key of the audit chain: {config.data_dir}/audit", err=True)
+    say(f"{made.contents}: {made.objects} files, {made.copied_bytes} bytes of them new")
+    say(f"keep {home}/ca and {home}/tls in a safe: they are not in it")
+    say(f"and the key of the audit chain: {config.data_dir}/audit")
     tell(made.contents)
     answer({"contents": str(made.contents), "copied_bytes": made.copied_bytes})
 
@@ -102,7 +100,7 @@ def restore(
     if verdict.lasting:
         words = "restored, but not everything holds; see above, or take another backup"
         fail(words, code="not_as_promised", data=asdict(verdict))
-    typer.echo(f"restored; start it with: cofuse coordinator up {home}", err=True)
+    say(f"restored; start it with: cofuse coordinator up {home}")
     answer(asdict(verdict))
 
 

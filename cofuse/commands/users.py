@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 from cofuse.output import App
 
 if TYPE_CHECKING:
@@ -23,6 +23,12 @@ def add(
     home: Home,
     name: Name,
     role: Annotated[str, typer.Option(help="researcher or operator.")] = "researcher",
+    sso: Annotated[
+        str,
+        typer.Option(
+            help="What [console.oidc] calls them: they sign in there, without a password."
+        ),
+    ] = "",
 ) -> None:
     """Let somebody in, or give them another password; it is asked for, or read from stdin.
 
@@ -36,10 +42,10 @@ def add(
     known: Any = role
     users = _users(home)
     try:
-        users.add(name, known, _password())
+        users.add(name, known, "" if sso else _password(), sso=sso)
     except (UserError, IdentityError, OSError) as error:
         fail(error, 2)
-    typer.echo(f"{role}/{name} may sign in", err=True)
+    say(f"{role}/{name} may sign in")
     answer({"name": name, "role": role})
 
 
@@ -52,7 +58,7 @@ def remove(home: Home, name: Name) -> None:
         _users(home).remove(name)
     except (UserError, OSError) as error:
         fail(error, 2)
-    typer.echo(f"{name} may sign in no more", err=True)
+    say(f"{name} may sign in no more")
     answer({"name": name})
 
 
@@ -75,10 +81,9 @@ def _users(home: Path) -> "Users":
     except ConfigError as error:
         fail(error, 2)
     if config.console is None:
-        typer.echo(
+        say(
             f"note: {home / 'coordinator.toml'} has no [console] yet; add: "
-            '[console] listen = "127.0.0.1:8080"',
-            err=True,
+            '[console] listen = "127.0.0.1:8080"'
         )
     return Users(config.data_dir)
 

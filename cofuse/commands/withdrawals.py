@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
+from cofuse.commands.connection import At, Identity, answer, connected, fail, say, tell
 
 
 def withdraw(
@@ -35,13 +35,13 @@ def withdraw(
                 found = holding(coordinator.lineage(name), member)
                 done = Withdrawn(found, found.newest, ())
             else:
-                done = take_out(coordinator, name, member, lambda line: typer.echo(line, err=True))
+                done = take_out(coordinator, name, member, say)
         except WithdrawalError as error:
             words = f"{error}. To go on: cofuse withdraw {member} --pivot {name}"
             fail(words, code="not_withdrawn")
     held = done.holding
     words = f"held by: {', '.join(held.pivots) or 'no pivot of this lineage'}"
-    typer.echo(f"{words}; the last without it: {held.clean}", err=True)
+    say(f"{words}; the last without it: {held.clean}")
     if not dry_run:
         tell(done.pivot)
     answer(

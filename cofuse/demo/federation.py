@@ -23,7 +23,7 @@ from trust.ca import create_authority, new_identity, sign_request
 from trust.pivot_manifest import SIGNER_FILE
 from trust.seal_keys import RECIPIENT_FILE
 
-READY_S: Final = 60.0
+READY_S: Final = 180.0
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 Hear = Callable[[str, dict[str, Any]], None]

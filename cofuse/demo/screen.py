@@ -71,11 +71,11 @@ class BarScreen:
 
 
 @contextmanager
-def screen() -> Iterator[Screen]:
-    """The screen that fits stderr."""
-    console = Console(stderr=True)
+def screen(*, quiet: bool = False) -> Iterator[Screen]:
+    """The screen that fits stderr. Args: quiet: it shows nothing."""
+    console = Console(stderr=True, quiet=quiet)
     if not console.is_terminal:
-        yield PlainScreen(Console(stderr=True, width=160, soft_wrap=True))
+        yield PlainScreen(Console(stderr=True, quiet=quiet, width=160, soft_wrap=True))
         return
     columns = (
         TextColumn("{task.description:<34}", markup=False),

@@ -9,13 +9,15 @@ from fastapi import FastAPI, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from coordinator.console import audit, participants, results, rounds
-from coordinator.console.desk import COOKIE, Desk, ForgedFormError, SignedOutError
+from coordinator.console.desk import COOKIE, Desk, ForgedFormError, SignedOutError, admit
 from coordinator.console.news import News
+from coordinator.console.sso import SingleSignOn
+from coordinator.console.users import FOLDER
 from coordinator.limits import Rates
 from protos.errors import CATALOGUE, CofuseError
 from web.guards import Guard
 from web.pages import Assets
-from web.tokens import HOURS
+from web.tokens import secret_at
 
 _LOG = logging.getLogger(__name__)
 _S: Final = grpc.StatusCode
@@ -41,6 +43,9 @@ def build(desk: Desk, news: News) -> Any:
     for router in (rounds.router, results.router, participants.router, audit.router, news.router):
         app.include_router(router)
     _sign_in_routes(app, desk)
+    if desk.config.console is not None and (provider := desk.config.console.oidc) is not None:
+        secret = secret_at(desk.config.data_dir / FOLDER / "session.key")
+        app.include_router(SingleSignOn(desk, provider, secret).router)
     app.add_exception_handler(SignedOutError, _to_login)
     app.add_exception_handler(CofuseError, _refusal)
     app.add_exception_handler(ForgedFormError, _forged)
@@ -53,11 +58,7 @@ def _sign_in_routes(app: FastAPI, desk: Desk) -> None:
     turn = asyncio.Lock()  # argon2 takes 64 MiB for a moment: one password at a time
     tries = Rates(TRIES_PER_S, TRIES_BURST)
     all_tries = Rates(10 * TRIES_PER_S, 10 * TRIES_BURST)
-    is_https = desk.config.console is not None and desk.config.console.is_https
-
-    def page(status: int = 200, says: str = "", after: str = "/") -> Response:
-        empty = not desk.users.all()
-        return desk.pages.html("login.html", status, says=says, after=after, empty=empty)
+    page = desk.login_page
 
     @app.get("/login")
     def login(after: str = "/") -> Response:
@@ -76,14 +77,7 @@ def _sign_in_routes(app: FastAPI, desk: Desk) -> None:
         if user is None or desk.members.refusal(user.leaf) is not None:
             _LOG.warning("console: no sign-in for %r", name)
             return page(403, "Name and password do not fit.", after)
-        # Only a path of ours: "//host" and "/\host" are addresses of others.
-        inside = after.startswith("/") and after[1:2] not in ("/", "\\")
-        response = RedirectResponse(after if inside else "/", 303)
-        cookie = desk.sessions.begin(user.name, user.stamp)
-        response.set_cookie(
-            COOKIE, cookie, HOURS * 3600, httponly=True, samesite="lax", secure=is_https
-        )
-        return response
+        return admit(desk, user, after)
 
     @app.post("/logout")
     def sign_out() -> Response:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 
 from coordinator.admission import Members
 from coordinator.artifacts import Artifacts
@@ -24,7 +25,7 @@ from coordinator.store import Store
 from protos.errors import CofuseError
 from trust.identity import Leaf
 from web.pages import Pages
-from web.tokens import Session, Sessions, secret_at
+from web.tokens import HOURS, Session, Sessions, secret_at
 
 COOKIE = "cofuse_session"
 _Request = TypeVar("_Request")
@@ -110,6 +111,28 @@ class Desk:
         except _EndedError as ended:
             cause = ended.__cause__
             raise cause if isinstance(cause, CofuseError) else ended from None
+
+    def login_page(self, status: int = 200, says: str = "", after: str = "/") -> HTMLResponse:
+        """Where people sign in."""
+        empty = not self.users.all()
+        sso = self.config.console.oidc if self.config.console else None
+        named = urlsplit(sso.issuer).hostname if sso else ""
+        return self.pages.html(
+            "login.html", status, says=says, after=after, empty=empty, provider=named
+        )
+
+
+def admit(desk: Desk, user: User, after: str) -> RedirectResponse:
+    """Begin a session of somebody who has shown who they are, and send them on."""
+    # Only a path of ours: "//host" and "/\\host" are addresses of others.
+    inside = after.startswith("/") and after[1:2] not in ("/", "\\")
+    response = RedirectResponse(after if inside else "/", 303)
+    cookie = desk.sessions.begin(user.name, user.stamp)
+    is_https = desk.config.console is not None and desk.config.console.is_https
+    response.set_cookie(
+        COOKIE, cookie, HOURS * 3600, httponly=True, samesite="lax", secure=is_https
+    )
+    return response
 
 
 @dataclass(frozen=True, slots=True)

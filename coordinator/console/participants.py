@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Form
 from fastapi.responses import RedirectResponse, Response
 
 from coordinator.clock import now_unix_ms
-from coordinator.console import queries
+from coordinator.console import queries, views
 from coordinator.console.desk import Desk, Visit, may, operator
 from coordinator.console.rounds import findings
 from coordinator.presence import Seen
@@ -18,6 +18,8 @@ router = APIRouter()
 Reader = Annotated[Visit, Depends(may("/cofuse.v1.Research/ListParticipants"))]
 Asker = Annotated[Visit, Depends(may("/cofuse.v1.Research/Why"))]
 Operator = Annotated[Visit, Depends(operator)]
+MONTH_MS: Final = 30 * 24 * 3600 * 1000
+"""The window over which policies count what leaves."""
 HOURS: Final = {"1": "one hour", "24": "one day", "168": "one week"}
 INVITED: Final = ("participant", "researcher", "operator")
 
@@ -60,8 +62,14 @@ def one(visit: Asker, name: str) -> Response:
     found = {line.name: line for line in lines(visit.desk)}
     if name not in found:
         raise CofuseError("unknown_participant", f"nobody joined as {name[:40]!r}")
+    now = now_unix_ms()
     return visit.html(
-        "participant.html", line=found[name], findings=findings(visit, name), now=now_unix_ms()
+        "participant.html",
+        line=found[name],
+        findings=findings(visit, name),
+        released=views.running_total(queries.released(visit.desk.store, name, now - MONTH_MS)),
+        since=max(now - MONTH_MS, found[name].joined_unix_ms),
+        now=now,
     )
 
 

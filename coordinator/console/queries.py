@@ -128,6 +128,23 @@ def receipts(store: Store, limit: int = 500) -> tuple[list[Receipt], dict[str, i
     return found, totals
 
 
+def released(store: Store, participant: str, since_unix_ms: int) -> list[tuple[int, str, int]]:
+    """What came from one participant since then: when, for which round, bytes; oldest first."""
+    query = (
+        select(
+            CONTRIBUTIONS.c.committed_unix_ms, CONTRIBUTIONS.c.round_id, CONTRIBUTIONS.c.size_bytes
+        )
+        .where(
+            CONTRIBUTIONS.c.status == "committed",
+            CONTRIBUTIONS.c.participant == participant,
+            CONTRIBUTIONS.c.committed_unix_ms > since_unix_ms,
+        )
+        .order_by(CONTRIBUTIONS.c.committed_unix_ms)
+    )
+    with store.database.read() as db:
+        return [(at, round_id, size) for at, round_id, size in db.execute(query)]
+
+
 def inputs(store: Store) -> dict[str, list[str]]:
     """The participants whose contributions were taken, by round."""
     query = (

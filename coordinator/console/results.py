@@ -50,7 +50,7 @@ def evals(visit: Reader, pivot: str = "") -> Response:
         scored=scored,
         tables=tables,
         measures=MEASURES,
-        verdict=views.verdict(found),
+        verdict=views.gates(found),
         credit=found.get("credit") or {},
         trend=trend,
     )

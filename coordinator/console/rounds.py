@@ -69,6 +69,7 @@ def one(visit: OneReader, round_id: str) -> Response:
         steps=views.steps_of(spans, row.state),
         curves=views.curves(events),
         story=views.story(events),
+        gates=_gates(store, row),
         findings=findings(visit, round_id, row),
         is_final=row.state in FINAL,
         may_cancel=row.state not in FINAL
@@ -102,6 +103,13 @@ def findings(visit: Visit, name: str, row: RoundRow | None = None) -> Any:
     alarms = {who: anchor.alarm for who, anchor in store.anchors().items()}
     seen = seen_of(store.participants(), visit.desk.attending(), alarms)
     return explain(name, _facts(store, row, seen), now_unix_ms())
+
+
+def _gates(store: Store, row: RoundRow) -> list[tuple[bool, str]]:
+    """What the evaluation says of the pivot that a round has published."""
+    if row.state is not State.PUBLISHED or not row.pivot_name:
+        return []
+    return views.gates(json.loads(store.pivot(row.pivot_name).evals_json))
 
 
 def _facts(store: Store, row: RoundRow | None, seen: Any) -> Facts:

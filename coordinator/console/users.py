@@ -23,6 +23,8 @@ from trust.identity import Identity, Leaf, checked_name
 FOLDER: Final = "console"
 FILE: Final = "users.json"
 MIN_PASSWORD: Final = 12
+NO_PASSWORD: Final = "none"  # noqa: S105 - that there is none
+"""Which no password fits."""
 ConsoleRole = Literal["researcher", "operator"]
 
 
@@ -40,6 +42,8 @@ class User(BaseModel):
     password: str
     """argon2id, with its salt and parameters."""
     made_unix_ms: int
+    sso: str = ""
+    """What the provider calls this person; empty: they sign in by password alone."""
 
     @property
     def identity(self) -> Identity:
@@ -54,8 +58,8 @@ class User(BaseModel):
 
     @property
     def stamp(self) -> str:
-        """Changes with the password."""
-        return hashlib.sha256(self.password.encode()).hexdigest()[:16]
+        """Changes with the password, and with the name at the provider."""
+        return hashlib.sha256(f"{self.password}{self.sso}".encode()).hexdigest()[:16]
 
 
 _USERS: Final = TypeAdapter(list[User])
@@ -78,12 +82,19 @@ class Users:
         """One of them."""
         return next((user for user in self.all() if user.name == name), None)
 
-    def add(self, name: str, role: ConsoleRole, password: str) -> User:
+    def of_sso(self, said: str) -> User | None:
+        """Whom the provider means."""
+        return next((user for user in self.all() if said and user.sso == said), None)
+
+    def add(self, name: str, role: ConsoleRole, password: str, *, sso: str = "") -> User:
         """Let somebody in, or give them another password, which ends their sessions.
 
+        Args: password: empty with `sso`: they sign in by the provider alone.
         Raises: UserError, IdentityError, OSError.
         """
-        if len(password) < MIN_PASSWORD:
+        if (other := self.of_sso(sso)) is not None and other.name != name:
+            raise UserError(f"found {sso[:80]!r} with {other.name} already, wanted one person each")
+        if len(password) < MIN_PASSWORD and not (sso and not password):
             raise UserError(
                 f"found a password of {len(password)} characters, wanted {MIN_PASSWORD} at least: "
                 "four random words will do"
@@ -91,8 +102,9 @@ class Users:
         user = User(
             name=checked_name(name),
             role=role,
-            password=self._hasher.hash(password),
+            password=self._hasher.hash(password) if password else NO_PASSWORD,
             made_unix_ms=self._clock_ms(),
+            sso=sso,
         )
         self._save([*(one for one in self.all() if one.name != name), user])
         return user
@@ -108,11 +120,12 @@ class Users:
     def verify(self, name: str, password: str) -> User | None:
         """The user of a name and a password; takes as long when there is none. Some 50 ms."""
         user = self.get(name)
+        known = user if user is not None and user.password != NO_PASSWORD else None
         try:
-            self._hasher.verify(user.password if user else self._nobodys, password)
+            self._hasher.verify(known.password if known else self._nobodys, password)
         except (Argon2Error, InvalidHashError):
             return None
-        return user
+        return known
 
     @cached_property
     def _nobodys(self) -> str:

@@ -95,6 +95,15 @@ def part_spans(
     return found
 
 
+def running_total(released: Iterable[tuple[int, str, int]]) -> list[tuple[int, str, int, int]]:
+    """Receipts (when, round, bytes), oldest first, each with the bytes up to it."""
+    told, total = [], 0
+    for at, round_id, size in released:
+        total += size
+        told.append((at, round_id, size, total))
+    return told
+
+
 def steps_of(spans: Sequence[Span], state: str) -> list[dict[str, Any]]:
     """The state bar: where the round has been, where it is, and what is to come."""
     been = {name: (start, end) for name, start, end in spans}
@@ -188,10 +197,28 @@ def verdict(evals: Mapping[str, Any]) -> list[tuple[bool, str]]:
     rivals["the best expert"] = min(experts, default=None)
     rivals["the control without experts (sft)"] = means.get("sft")
     return [
-        (own < other, f"{own:.3f} against {other:.3f} of {name}")
+        (own < other, f"better than {name}: {own:.3f} against {other:.3f}")
         for name, other in rivals.items()
         if other is not None
     ]
+
+
+def gates(evals: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    """What a round's pivot has to stand: its verdict, each domain for itself, and its sources."""
+    found = verdict(evals)
+    table = heat(evals, "bpb")
+    if found and table is not None:
+        own = dict(zip(table.domains, table.rows[0]["cells"], strict=True))
+        deltas = {d: cell["delta"] for d, cell in own.items() if d != MEAN and cell["delta"]}
+        worse = [f"{domain} is, by {delta:.3f}" for domain, delta in deltas.items() if delta > 0]
+        told = f": {', '.join(worse)}" if worse else ""
+        found.append((not worse, f"no domain is worse than in the pivot before{told}"))
+    signs: Mapping[str, Any] = (evals.get("credit") or {}).get("suspicion") or {}
+    out = [n for n, told in signs.items() if isinstance(told, Mapping) and told.get("excluded")]
+    if out:
+        says = f"every source agrees with the public text: left out {', '.join(out)}, which did not"
+        found.append((False, says))
+    return found
 
 
 def lineage(

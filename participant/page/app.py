@@ -3,6 +3,7 @@
 import hmac
 import random
 import secrets
+import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,17 +12,17 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, FastAPI, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
+from participant import status
 from participant.approvals import FOLDER as APPROVALS
 from participant.approvals import ApprovalError, Approvals, Release
 from participant.budget import FILE as LEDGER
-from participant.budget import Ledger
+from participant.budget import Ledger, Standing
 from participant.config import ParticipantConfig
-from participant.durable import write_durably
 from participant.egress import FOLDER as AUDIT
 from participant.egress import Release as Left
 from participant.egress import releases
 from participant.policy import PolicyRefusalError, load_policy
-from participant.status import PAUSED, read_status
+from participant.status import read_status
 from protos.public_sets import read_prompts
 from trust.audit_files import check, segments
 from trust.chain import AuditError
@@ -146,15 +147,13 @@ def decide(
 
 def pause(request: Request, _session: Signed) -> Response:
     """Let no work be begun, and what runs stop at its next step."""
-    data = request.app.state.desk.config.data_dir
-    data.mkdir(parents=True, exist_ok=True)
-    write_durably(data / PAUSED, "")
+    status.pause(request.app.state.desk.config.data_dir)
     return RedirectResponse("/", 303)
 
 
 def resume(request: Request, _session: Signed) -> Response:
     """Let work go on."""
-    (request.app.state.desk.config.data_dir / PAUSED).unlink(missing_ok=True)
+    status.resume(request.app.state.desk.config.data_dir)
     return RedirectResponse("/", 303)
 
 
@@ -187,7 +186,7 @@ def _page(desk: Desk, session: Session, checked: tuple[bool, str] | None = None)
         config=desk.config,
         token=desk.sessions.form_token(session),
         daemon=read_status(data),
-        paused=(data / PAUSED).exists(),
+        paused=status.paused(data),
         waiting=desk.approvals.waiting(),
         left=left[: -MAX_LINES - 1 : -1],
         total=sum(release.size_bytes for release in left),
@@ -195,6 +194,8 @@ def _page(desk: Desk, session: Session, checked: tuple[bool, str] | None = None)
         by_round=list(by_round.items())[:-21:-1],
         used=used,
         limit=limit,
+        now=time.time_ns() // 1_000_000,
+        budget=_burn_down(desk),
         troubles=[words for words in (trouble, fault) if words],
         checked=checked,
     )
@@ -213,6 +214,13 @@ def _budget(desk: Desk) -> tuple[int, int | None, str]:
         return used, load_policy(desk.config.policy).logits.positions_per_30d, ""
     except PolicyRefusalError as error:
         return 0, 0, error.here
+
+
+def _burn_down(desk: Desk) -> list[Standing]:
+    try:
+        return Ledger(desk.config.data_dir / LEDGER).burn_down()
+    except PolicyRefusalError:
+        return []  # _budget says what is wrong
 
 
 def _samples(desk: Desk, release: Release) -> list[tuple[int, str]]:

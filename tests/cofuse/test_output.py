@@ -1,13 +1,14 @@
 """Promises of every command: one envelope, one table of exit statuses, words instead of traces."""
 
 import json
+import os
 import re
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from cofuse.cli import app
 from cofuse.commands.connection import Json
 from cofuse.failures import EXITS, LOCAL, OF_CLASS, failure_of
-from cofuse.output import App, Command, answer, fail, tell
+from cofuse.output import App, Command, answer, emit, fail, say, tell
 from cofuse.reference_pages import PAGES, commands
 from protos.errors import CATALOGUE, RemoteError
 from protos.spec import SpecError
@@ -42,7 +43,7 @@ def test_every_command_takes_json_and_debug_and_says_what_it_does() -> None:
     assert len(found) > 50
     for path, command in found:
         names = {name for param in command.params for name in param.opts}
-        assert {"--json", "--debug"} <= names, path
+        assert {"--json", "--quiet", "--debug"} <= names, path
         assert isinstance(command, Command), path
         assert command.help, path
 
@@ -64,6 +65,41 @@ def test_data_goes_to_stdout_and_to_stderr_where_a_program_listens() -> None:
         {"schema": 1, "ok": True, "data": {"n": 1}},
         "for people\n",
     )
+
+
+def test_quiet_mutes_all_but_data_and_errors() -> None:
+    def body(bad: bool = False) -> None:
+        tell("data")
+        say("a remark")
+        if bad:
+            fail("no", 2)
+
+    made = one(body)  # type: ignore[arg-type]
+    quiet = CliRunner().invoke(made, ["--quiet"])
+    assert (quiet.stdout, quiet.stderr) == ("data\n", "")
+    assert CliRunner().invoke(made, []).stderr == "a remark\n"
+    assert CliRunner().invoke(made, ["--quiet", "--json"]).stderr == ""
+    assert CliRunner().invoke(made, ["--quiet", "--bad"]).stderr.startswith("error: no")
+
+
+def test_no_command_talks_past_quiet() -> None:
+    for path in (ROOT / "cofuse" / "commands").glob("*.py"):
+        talk = re.findall(r"typer\.echo\([^\n]*err=True", path.read_text())
+        assert not talk, f"{path.name}: {talk}; say it with cofuse.output.say"
+
+
+def test_a_stream_gives_a_line_for_each_thing_and_the_envelope_last() -> None:
+    def body(jsonl: Annotated[bool, typer.Option("--jsonl")] = False) -> None:
+        emit({"n": 1})
+        fail("no", 3)
+
+    made = one(body)  # type: ignore[arg-type]
+    lines = [json.loads(line) for line in CliRunner().invoke(made, ["--jsonl"]).stdout.splitlines()]
+    assert lines[0] == {"n": 1}
+    assert [line.get("ok") for line in lines] == [None, False]
+    assert CliRunner().invoke(made, []).stdout == ""
+    misused = CliRunner().invoke(made, ["--jsonl", "--none"]).stdout
+    assert json.loads(misused)["error"]["code"] == "usage"
 
 
 def test_a_command_without_an_answer_still_gives_the_envelope() -> None:
@@ -150,6 +186,38 @@ def test_every_error_there_is_has_its_class_its_page_and_a_known_status() -> Non
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_a_page_that_is_drawn_from_code_is_fresh(name: str) -> None:
     assert (ROOT / "docs" / f"{name}.md").read_text() == PAGES[name](), "say: make docs"
+
+
+def test_a_wrong_key_in_a_spec_is_told_with_its_line_before_anything_heavy(
+    tmp_path: Path,
+) -> None:
+    """At most a second of CPU: what only a connection needs is not loaded."""
+    (tmp_path / "round.yaml").write_text("name: one\npivot: pivot-0\nlosss: span_kl\n")
+    code = (
+        "import resource, sys\n"
+        "from cofuse.cli import app\n"
+        "try:\n"
+        "    app(['round', 'check', 'round.yaml'])\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 2\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "heavy = ('torch', 'flwr', 'transformers', 'structlog', 'numpy')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "print(used.ru_utime + used.ru_stime)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert "round.yaml:3: unknown key 'losss'; did you mean 'loss'?" in done.stderr
+    heavy, used = done.stdout.splitlines()[-2:]
+    assert heavy == "[]"
+    assert float(used) < 1.0 * _slowness()
 
 
 def test_help_is_there_at_once_and_loads_nothing_heavy() -> None:

@@ -40,7 +40,8 @@ from coordinator.wiring import Running, serving
 from protos.chunks import put_requests, sha256_of
 from protos.config import TlsConfig
 from protos.errors import CATALOGUE, ERROR_KEY
-from protos.logs import MAX_TEXT, configure
+from protos.logs import configure
+from protos.printable import MAX_TEXT
 from protos.public_sets import write_prompts
 from protos.spec import RoundSpec, TrainingSpec
 from protos.tls import TlsFiles, dial

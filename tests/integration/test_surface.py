@@ -160,6 +160,14 @@ def test_a_round_that_made_no_pivot_ends_its_watcher_with_its_words(run: Run) ->
     ended = run("round", "watch", "rnd-3", "--json", status=1)
     said = json.loads(ended.stdout)
     assert (said["error"]["code"], said["data"]["state"]) == ("not_published", "CANCELLED")
+    lines = run("round", "watch", "rnd-3", "--jsonl", status=1).stdout.splitlines()
+    *events, last = (json.loads(line) for line in lines)
+    assert last == said
+    assert [event["body"]["state"] for event in events if event["kind"] == "state"][
+        -1
+    ] == "CANCELLED"
+    logged = run("round", "log", "rnd-3", "--jsonl").stdout.splitlines()
+    assert [json.loads(line) for line in logged[:-1]] == events
     unknown = run("round", "show", "rnd-99", "--json", status=2)
     assert json.loads(unknown.stdout)["error"]["code"] == "unknown_round"
 

@@ -7,9 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from participant.budget import WINDOW_MS, Entry, Ledger, Question, Receipted, Reserved, used
+from participant.budget import (
+    WINDOW_DAYS,
+    WINDOW_MS,
+    Entry,
+    Ledger,
+    Question,
+    Receipted,
+    Reserved,
+    burn_down,
+    used,
+)
 from participant.policy import LogitLimits, PolicyRefusalError
 
+DAY_MS = WINDOW_MS // WINDOW_DAYS
 FREE = LogitLimits(positions_per_30d=None, releases_per_prompt=None)
 
 
@@ -192,3 +203,26 @@ def test_a_ledger_that_somebody_changed_allows_nothing(
         book.reserve(question(2), FREE)
     assert "restore the file" in caught.value.here
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_the_story_of_the_budget_is_its_count_at_every_day(tmp_path: Path) -> None:
+    now = 100 * DAY_MS
+    for day, number in ((45, 1), (75, 2), (75, 3), (99, 4)):
+        Ledger(tmp_path / "budget.jsonl", lambda at=day: at * DAY_MS + 5).reserve(  # type: ignore[misc]
+            question(number), FREE
+        )
+    book = Ledger(tmp_path / "budget.jsonl", lambda: now)
+    rows = {row.at_unix_ms // DAY_MS: row for row in book.burn_down()}
+    assert {day: row.used for day, row in rows.items()} == {
+        70: 10,  # of day 45
+        76: 20,  # it has come back, and two more were asked
+        100: 30,
+        106: 10,
+        130: 0,
+    }
+    assert rows[100].used == book.used()
+    assert (rows[76].asked, rows[100].asked, rows[106].asked) == (20, 10, 0)
+
+
+def test_a_budget_that_nobody_asked_of_is_three_zeros() -> None:
+    assert [row.used for row in burn_down([], 10**12)] == [0, 0, 0]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cofuse.commands.participants import _POLICY
+from cofuse.participant_home import POLICY
 from participant.policy import (
     LogitLimits,
     Policy,
@@ -154,14 +154,14 @@ def read(tmp_path: Path, text: str) -> Policy:
 
 
 def test_what_init_writes_is_read_and_allows_nothing_until_kinds_are_named(tmp_path: Path) -> None:
-    fresh = read(tmp_path, _POLICY)
+    fresh = read(tmp_path, POLICY)
     (rule,) = fresh.allow
     assert (rule.kinds, rule.approval, fresh.weights.enabled) == ((), "manual", False)
     assert (fresh.logits, fresh.prompts) == (LogitLimits(), PromptRules())
     for spec in ({}, WEIGHTS, GROW):
         with pytest.raises(PolicyRefusalError):
             match(fresh, assignment(purpose="general", **spec), TODAY)
-    opened = read(tmp_path, _POLICY.replace("kinds = []", 'kinds = ["logits"]'))
+    opened = read(tmp_path, POLICY.replace("kinds = []", 'kinds = ["logits"]'))
     match(opened, assignment(purpose="general"), TODAY)
 
 

@@ -5,8 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
-from participant.status import SOCKET, StatusServer, read_status
+from participant.status import (
+    PAUSED,
+    SOCKET,
+    Pause,
+    StatusServer,
+    pause,
+    paused,
+    read_status,
+    resume,
+)
 
 
 def test_a_reader_of_the_folder_is_told_and_nobody_else_could_ask(tmp_path: Path) -> None:
@@ -36,3 +46,24 @@ def test_a_socket_that_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
     assert read_status(tmp_path) == {"who": "the second"}
     left._listener.close()
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "rests"),
+    [("", 10, True), ("9", 10, False), ("10", 10, False), ("11", 10, True), ("soon", 10, True)],
+)
+def test_a_pause_lasts_until_its_time_and_without_one_until_resume(
+    tmp_path: Path, text: str, now: int, rests: bool
+) -> None:
+    assert paused(tmp_path, now) is None
+    (tmp_path / PAUSED).write_text(text)
+    assert (paused(tmp_path, now) is not None) is rests
+    resume(tmp_path)
+    assert paused(tmp_path, now) is None
+
+
+def test_a_pause_is_what_was_said(tmp_path: Path) -> None:
+    pause(tmp_path, 2**45)
+    assert paused(tmp_path) == Pause(2**45)
+    pause(tmp_path)
+    assert paused(tmp_path) == Pause(0)

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protos.logs import MAX_TEXT, MAX_VALUES, configure, logger, printable
+from protos.logs import MAX_VALUES, configure, logger
+from protos.printable import MAX_TEXT, printable
 
 ROOT = Path(__file__).parents[2]
 CODE = re.compile(r"[a-z]+(\.[a-z]+(_[a-z]+)*)+")

@@ -30,6 +30,8 @@ def test_nothing_of_a_card_runs_fetches_or_styles(text: str) -> None:
 def test_tables_stay_tables_and_front_matter_goes() -> None:
     html = str(markdown("---\nlicense: x\n---\n# t\n\n| a | b |\n|---|--:|\n| c | 1 |\n"))
     assert "license" not in html
+    assert '<div class="scroll" role="group" tabindex="0" aria-label="Table 1"><table>' in html
+    assert html.count("<div") == html.count("</div>") == 1
     assert '<td class="number">1</td>' in html
 
 

@@ -127,6 +127,45 @@
     };
   }
 
+  // Budget: rows carry data-at (unix ms) and data-value; the table data-now, after which it is a
+  // forecast, and may have data-since, when it was nothing, and data-limit.
+  function budget(table) {
+    const rows = [...table.tBodies[0].rows].filter((row) => row.dataset.at);
+    if (!rows.length) return null;
+    const now = Number(table.dataset.now);
+    const points = rows.map(({ dataset }) => [Number(dataset.at), Number(dataset.value)]);
+    if (table.dataset.since) points.unshift([Number(table.dataset.since), 0]);
+    if (points.at(-1)[0] < now) points.push([now, points.at(-1)[1]]);
+    const limit = Number(table.dataset.limit) || 0;
+    const whole = new Intl.NumberFormat();
+    const short = new Intl.NumberFormat(undefined, { notation: "compact" });
+    const drawn = (data, more) => ({
+      type: "line", step: "end", data, showSymbol: false, lineStyle: { color: css("series-0"), width: 2, ...more.line },
+      itemStyle: { color: css("series-0") }, areaStyle: { color: css("series-0"), opacity: more.area }, ...more.rest,
+    });
+    const axis = points.at(-1)[0] - points[0][0] > 1.6e8 ? axisDay : axisClock;
+    const top = limit ? [{ yAxis: limit, label: { formatter: "allowed", position: "insideEndTop", color: css("muted") }, lineStyle: { color: css("bad"), type: "dashed" } }] : [];
+    const mark = { xAxis: now, label: { formatter: "now", color: css("muted") }, lineStyle: { color: css("ink"), type: "dotted" } };
+    return {
+      option: {
+        grid: { left: 8, right: 24, top: 22, bottom: 6, containLabel: true },
+        tooltip: tooltip({ trigger: "axis", formatter: ([{ value }]) => `${axis.format(value[0])}  ${whole.format(value[1])}`, axisPointer: line() }),
+        xAxis: {
+          type: "time", axisLine: line(), splitLine: { show: false },
+          axisLabel: { color: css("muted"), fontSize: 11, hideOverlap: true, formatter: (ms) => axis.format(ms) },
+        },
+        yAxis: {
+          type: "value", min: 0, max: limit ? Math.max(limit, ...points.map((point) => point[1])) : undefined, splitNumber: 3,
+          axisLabel: { color: css("muted"), formatter: (value) => short.format(value) }, splitLine: line(),
+        },
+        series: [
+          drawn(points.filter(([at]) => at <= now), { line: {}, area: 0.14, rest: { markLine: { silent: true, symbol: "none", data: now < points.at(-1)[0] ? [...top, mark] : top } } }),
+          drawn(points.filter(([at]) => at >= now), { line: { type: "dashed" }, area: 0.06, rest: {} }),
+        ],
+      },
+    };
+  }
+
   // Lineage: rows carry data-name, data-parent and data-from (what else went in); left to right.
   function lineage(table) {
     const rows = [...table.tBodies[0].rows].filter((row) => row.dataset.name);
@@ -167,7 +206,7 @@
     };
   }
 
-  const KINDS = { lanes, curves, bars, lineage };
+  const KINDS = { lanes, curves, bars, budget, lineage };
 
   function draw() {
     for (const [figure, plot] of plots) {

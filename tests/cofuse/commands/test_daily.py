@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from typer.testing import CliRunner
 
 from cofuse.cli import app
 from cofuse.commands.reference import MODELS
+from participant.status import paused
 from protos.tls import TlsFiles
 from tests.cofuse.envelope import told
 
@@ -39,6 +42,22 @@ def test_pause_and_resume_find_the_folder_they_are_said_in(
     assert json.loads(status[1])["data"] == {"paused": True}
     assert told(run("resume", "--json")[1]) == {"ok": True, "paused": False}
     assert not (home / "data" / "paused").exists()
+
+
+def test_a_pause_ends_by_itself_when_that_was_said(home: Path) -> None:
+    before = time.time() * 1000
+    until = json.loads(run("pause", home, "--until", "90m", "--json")[1])["data"]["until"]
+    end = datetime.fromisoformat(until).timestamp() * 1000
+    assert 0 <= end - before - 90 * 60_000 < 60_000
+    pause = paused(home / "data")
+    assert pause is not None
+    assert abs(pause.until_unix_ms - end) <= 1
+    assert paused(home / "data", int(end) + 1) is None
+    code, _, words = run("pause", home, "--until", "yesterday")
+    assert code == 2
+    assert "wanted 08:00" in words
+    run("pause", home)
+    assert paused(home / "data", 2**60) is not None, "without a time, only resume ends it"
 
 
 def test_leaving_destroys_the_key_and_nothing_else(home: Path) -> None:

@@ -11,9 +11,11 @@ from coordinator.config import load_config
 from coordinator.revocations import Revocations
 from coordinator.store import Store
 from coordinator.wiring import serving
+from participant.config import load_config as load_participant
+from participant.policy import load_policy
 from trust.ca import new_identity, sign_request
 from trust.identity import Identity, Leaf, fingerprint
-from trust.tokens import parse_token
+from trust.tokens import Token, new_token, parse_token
 
 
 def run(*words: object) -> tuple[int, str, str]:
@@ -38,6 +40,7 @@ def revokes(home: Path, identity: Identity, serial: int) -> bool:
 
 
 ANNA = Identity("participant", "st-anna")
+ADA = Identity("researcher", "ada")
 
 
 def test_a_name_and_serials_are_revoked_before_the_first_start_too(home: Path) -> None:
@@ -168,3 +171,27 @@ def test_who_joined_first_is_set_up_afterwards_under_the_same_name_only(
     before = (site / "participant.toml").read_bytes()
     assert run(*words, "st-anna")[0] == 2
     assert (site / "participant.toml").read_bytes() == before
+
+
+def test_a_join_with_text_lays_the_folder_out_and_a_wrong_one_costs_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes over the wire is tests/integration/test_joining.py's."""
+    spent: list[Path] = []
+
+    def redeem(_address: str, _token: Token, folder: Path) -> None:
+        folder.mkdir()
+        spent.append(folder)
+
+    monkeypatch.setattr("cofuse.joining.join", redeem)
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text('{"text": "Patient 1 rests well."}\n')
+    token, site = new_token(ANNA, "ab" * 32), tmp_path / "site"
+    for odd, corpus in ((token, tmp_path / "none"), (new_token(ADA, "ab" * 32), notes)):
+        assert run("join", "hub:7444", odd, site, "--corpus", corpus)[0] == 2
+    assert spent == []
+    assert run("join", "hub:7444", token, site, "--corpus", notes)[0] == 0
+    found = load_participant(site / "participant.toml")
+    assert (found.name, found.coordinator, found.corpus) == ("st-anna", "hub:7443", notes)
+    assert load_policy(found.policy).allow[0].kinds == (), "nothing leaves before a person edits"
+    assert run("join", "hub:7444", token, site, "--corpus", notes)[0] == 2, "never written over"

@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cofuse.cli import app
-from cofuse.commands.participants import _POLICY
+from cofuse.participant_home import POLICY
 from cofuse.round_cost import cost_of
 from fusion.models import train_tokenizer
 from protos.spec import RoundSpec
@@ -45,7 +45,7 @@ def check(spec: Path, *words: object, status: int = 0) -> Result:
 
 
 def policy_at(path: Path, **limits: object) -> Path:
-    text = _POLICY.replace("kinds = []", 'kinds = ["logits"]')
+    text = POLICY.replace("kinds = []", 'kinds = ["logits"]')
     for key, value in limits.items():
         [line] = [line for line in text.splitlines() if line.startswith(f"{key} = ")]
         text = text.replace(line, f"{key} = {value}")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.console.queries import spans
-from coordinator.console.views import MAX_POINTS, curves, heat, steps_of, verdict
+from coordinator.console.views import MAX_POINTS, curves, gates, heat, steps_of, verdict
 from coordinator.tables import EventRow
 from tests.coordinator.console.conftest import EVALS
 
@@ -66,6 +66,18 @@ def test_shares_of_questions_have_intervals_and_what_is_no_share_has_none() -> N
 def test_the_verdict_compares_with_base_and_the_best_expert() -> None:
     assert [held for held, _ in verdict(EVALS)] == [True, True]
     assert verdict({}) == []
+
+
+def test_a_domain_that_got_worse_and_a_source_left_out_are_told() -> None:
+    assert [held for held, _ in gates(EVALS)] == [True, True, True]
+    bpb = EVALS["bpb"] | {"unified": {"cardio": 2.0, "neuro": 3.3}}
+    credit = {"suspicion": {"north": {"excluded": 1.0}, "st-mary": {"excluded": 0.0}}}
+    told = dict(map(reversed, gates(EVALS | {"bpb": bpb, "credit": credit})))
+    assert told["no domain is worse than in the pivot before: neuro is, by 0.100"] is False
+    [left_out] = [words for words, held in told.items() if not held and "left out" in words]
+    assert "north" in left_out
+    assert "st-mary" not in left_out
+    assert gates({}) == []
 
 
 def test_curves_keep_both_ends_and_the_word_of_the_last_worker() -> None:

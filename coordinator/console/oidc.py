@@ -1,0 +1,206 @@
+"""OpenID Connect as the console needs it: the code flow with PKCE, and what an ID token is worth.
+
+Pure but for `fetch`. Source: OpenID Connect Core 1.0 (3.1), RFC 7636 (PKCE), RFC 7517 (keys).
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.error import HTTPError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+
+SKEW_S: Final = 60
+"""How far the provider's clock may be from ours."""
+_TIMEOUT_S: Final = 10.0
+_MOST_BYTES: Final = 256 * 1024
+_WELL_KNOWN: Final = "/.well-known/openid-configuration"
+_P256_BYTES: Final = 32
+
+
+class OidcError(ValueError):
+    """The provider did not vouch for anybody; the message says what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where an issuer answers."""
+
+    issuer: str
+    authorize: str
+    token: str
+    keys: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One attempt to sign in, kept by the browser that makes it."""
+
+    state: str
+    nonce: str
+    verifier: str
+    after: str
+    """Where they wanted to go."""
+
+
+def new_trial(after: str) -> Trial:
+    """Draw the secrets of an attempt."""
+    state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+    return Trial(state, nonce, verifier, after)
+
+
+def provider_of(issuer: str, found: Mapping[str, Any]) -> Provider:
+    """Read a discovery document. Raises: OidcError."""
+    if found.get("issuer") != issuer:
+        raise OidcError(f"found the issuer {found.get('issuer')!r:.80}, wanted {issuer!r}")
+    names = ("authorization_endpoint", "token_endpoint", "jwks_uri")
+    addresses = [checked_address(str(found.get(name, ""))) for name in names]
+    return Provider(issuer, *addresses)
+
+
+def discovery_address(issuer: str) -> str:
+    """Where an issuer describes itself."""
+    return issuer.rstrip("/") + _WELL_KNOWN
+
+
+def checked_address(url: str) -> str:
+    """An https address, or one of this machine. Raises: OidcError."""
+    parts = urlsplit(url)
+    is_here = parts.hostname in ("localhost", "127.0.0.1") and parts.scheme == "http"
+    if not parts.hostname or not (parts.scheme == "https" or is_here):
+        raise OidcError(f"found the address {url[:80]!r}, wanted https")
+    return url
+
+
+def authorize_address(provider: Provider, client_id: str, redirect: str, trial: Trial) -> str:
+    """Where the browser is sent."""
+    challenge = hashlib.sha256(trial.verifier.encode()).digest()
+    asked = {
+        "response_type": "code",
+        "client_id": client_id,
+        "redirect_uri": redirect,
+        "scope": "openid email profile",
+        "state": trial.state,
+        "nonce": trial.nonce,
+        "code_challenge": base64.urlsafe_b64encode(challenge).rstrip(b"=").decode(),
+        "code_challenge_method": "S256",
+    }
+    joint = "&" if urlsplit(provider.authorize).query else "?"
+    return f"{provider.authorize}{joint}{urlencode(asked)}"
+
+
+def claims_of(
+    token: str, keys: Sequence[Mapping[str, Any]], provider: Provider, client_id: str
+) -> dict[str, Any]:
+    """The claims of an ID token that one of the keys has signed, for us. Time is `check_time`'s.
+
+    Raises: OidcError.
+    """
+    try:
+        head, body, signature = token.split(".")
+        header, claims = (json.loads(_bytes(part)) for part in (head, body))
+        signed, mark = f"{head}.{body}".encode("ascii"), _bytes(signature)
+    except ValueError as error:
+        raise OidcError("found an ID token that is none, wanted three parts of base64") from error
+    if not isinstance(header, dict) or not isinstance(claims, dict):
+        raise OidcError("found an ID token without claims")
+    known = [key for key in keys if key.get("kid", "") == header.get("kid", "")]
+    if not any(_is_signed(header.get("alg"), key, signed, mark) for key in known):
+        raise OidcError("found an ID token that none of the provider's keys has signed")
+    audience = claims.get("aud")
+    audience = audience if isinstance(audience, list) else [audience]
+    if claims.get("iss") != provider.issuer or client_id not in audience:
+        raise OidcError("found an ID token of another issuer, or for another client")
+    if claims.get("azp", client_id) != client_id:
+        raise OidcError("found an ID token that was given to another client")
+    return claims
+
+
+def check_time(claims: Mapping[str, Any], nonce: str, now_unix_s: float) -> None:
+    """Hold claims to this attempt and this moment. Raises: OidcError."""
+    if not hmac.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode()):
+        raise OidcError("found an ID token of another attempt")
+    ends, made = claims.get("exp"), claims.get("iat")
+    if not isinstance(ends, int | float) or not isinstance(made, int | float):
+        raise OidcError("found an ID token without times")
+    if now_unix_s > ends + SKEW_S or made > now_unix_s + SKEW_S:
+        raise OidcError("found an ID token that is over, or not yet good: compare the clocks")
+
+
+def subject_of(claims: Mapping[str, Any], claim: str) -> str:
+    """Who it is, by one claim. Raises: OidcError."""
+    found = claims.get(claim)
+    if not isinstance(found, str) or not found:
+        raise OidcError(f"found no claim {claim!r} in the ID token")
+    if claim == "email" and claims.get("email_verified") is not True:
+        raise OidcError("found an e-mail address that the provider has not verified")
+    return found
+
+
+def fetch(url: str, form: Mapping[str, str] | None = None, basic: str = "") -> dict[str, Any]:
+    """Ask the provider, and read its JSON. No redirect is followed.
+
+    Args: form: POSTed when given. basic: "name:secret" of the client.
+    Raises: OidcError.
+    """
+    request = Request(checked_address(url), headers={"accept": "application/json"})  # noqa: S310
+    if form is not None:
+        request.data = urlencode(form).encode()
+    if basic:
+        coded = base64.b64encode(basic.encode()).decode()
+        request.add_header("authorization", f"Basic {coded}")
+    opener = build_opener(HTTPSHandler(context=ssl.create_default_context()), _NoRedirect())
+    try:
+        with opener.open(request, timeout=_TIMEOUT_S) as answer:
+            found = json.loads(answer.read(_MOST_BYTES))
+    except HTTPError as error:
+        raise OidcError(f"{urlsplit(url).netloc} answered with status {error.code}") from error
+    except (OSError, ValueError) as error:
+        raise OidcError(f"{urlsplit(url).netloc} gave no answer that can be read") from error
+    if not isinstance(found, dict):
+        raise OidcError(f"{urlsplit(url).netloc} gave an answer that is no object")
+    return found
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    def redirect_request(self, *_args: Any, **_more: Any) -> None:
+        """None: the answer itself becomes an error."""
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), b"-_", validate=True)
+
+
+def _number(key: Mapping[str, Any], name: str) -> int:
+    return int.from_bytes(_bytes(str(key[name])))
+
+
+def _is_signed(algorithm: Any, key: Mapping[str, Any], signed: bytes, mark: bytes) -> bool:
+    """Whether the key has made the signature, by RS256 or ES256; no other way counts."""
+    try:
+        if (algorithm, key.get("kty")) == ("RS256", "RSA"):
+            made = rsa.RSAPublicNumbers(_number(key, "e"), _number(key, "n")).public_key()
+            made.verify(mark, signed, padding.PKCS1v15(), SHA256())
+            return True
+        if (algorithm, key.get("kty"), key.get("crv")) == ("ES256", "EC", "P-256"):
+            point = ec.EllipticCurvePublicNumbers(
+                _number(key, "x"), _number(key, "y"), ec.SECP256R1()
+            )
+            halves = (mark[:_P256_BYTES], mark[_P256_BYTES:])
+            r, s = (int.from_bytes(half) for half in halves)
+            point.public_key().verify(encode_dss_signature(r, s), signed, ec.ECDSA(SHA256()))
+            return len(mark) == 2 * _P256_BYTES
+    except (InvalidSignature, KeyError, ValueError):
+        return False
+    return False
