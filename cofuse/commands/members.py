@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 _TTL: Final = re.compile(r"([1-9][0-9]{0,4})(m|h|d)")
+_LONGEST_S: Final = 30 * 86_400
 _UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400}
 _SERIAL: Final = re.compile(r"[0-9]{1,49}|0x[0-9A-Fa-f]{1,40}")
 
@@ -36,8 +37,9 @@ def invite(
     from trust.identity import IdentityError, checked_identity, fingerprint
 
     match = _TTL.fullmatch(ttl)
-    if match is None:
-        fail(f"--ttl: found {ttl!r}, wanted a number and m, h or d, such as 1h", 2)
+    seconds = int(match[1]) * _UNIT_S[match[2]] if match else 0
+    if not 0 < seconds <= _LONGEST_S:
+        fail(f"--ttl: found {ttl!r}, wanted a number and m, h or d, such as 1h; at most 30d", 2)
     if role == "coordinator":
         fail("--role: found 'coordinator', wanted participant, researcher or operator", 2)
     with opened(home) as (config, database):
@@ -51,7 +53,6 @@ def invite(
             identity = checked_identity(role, name)
         except IdentityError as error:
             fail(error, 2)
-        seconds = int(match[1]) * _UNIT_S[match[2]]
         authority = fingerprint(config.tls.ca.read_bytes())
         token = Invitations(database).invite(identity, authority, seconds)
     typer.echo(f"good for {ttl}, once: cofuse join {config.enroll_listen} TOKEN FOLDER", err=True)
@@ -71,11 +72,14 @@ def join(
     FOLDER may be what `cofuse participant init` or `cofuse identity` made. Repeating it is safe.
     """
     from cofuse.joining import join as redeem
+    from protos.config import checked_address
     from trust.identity import IdentityError
     from trust.tokens import parse_token
 
-    if not re.fullmatch(r"[^:/\s]+:[0-9]{1,5}", address):
-        fail(f"found the address {address!r}, wanted host:port", 2)
+    try:
+        checked_address(address)
+    except ValueError as error:
+        fail(str(error), 2)
     try:
         parsed = parse_token(sys.stdin.readline() if token == "-" else token)  # noqa: S105
         redeem(address, parsed, folder)

@@ -59,19 +59,12 @@ def init(
     corpus: Annotated[Path, typer.Option(help='JSON lines of {"text": ...}; stays here.')],
 ) -> None:
     """Make the key (it never leaves), a signing request, participant.toml and policy.toml."""
+    from participant.config import ParticipantConfig
     from participant.corpus import CorpusError, read_corpus
-    from protos.config import toml_text
+    from protos.config import ConfigError, checked, toml_text
     from trust.ca import IdentityError, new_identity
+    from trust.identity import checked_name
 
-    joined = (home / "certificate.pem").exists() and not (home / "participant.toml").exists()
-    try:
-        documents = read_corpus(corpus)
-        if joined:  # with a token, before this: the key is there and certified
-            _must_be(home, name)
-        else:
-            new_identity(home, "participant", name)
-    except (CorpusError, IdentityError, FileExistsError) as error:
-        fail(error, 2)
     settings = {
         "name": name,
         "coordinator": coordinator,
@@ -89,6 +82,17 @@ def init(
         "training": {"steps": 1000, "decay_steps": 300},
         "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
     }
+    joined = (home / "certificate.pem").exists() and not (home / "participant.toml").exists()
+    try:  # before the key is made: a folder half made would have to be removed by hand
+        checked_name(name)
+        checked(home / "participant.toml", settings, ParticipantConfig)
+        documents = read_corpus(corpus)
+        if joined:  # with a token, before this: the key is there and certified
+            _must_be(home, name)
+        else:
+            new_identity(home, "participant", name)
+    except (ConfigError, CorpusError, IdentityError, FileExistsError) as error:
+        fail(error, 2)
     (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
     (home / "policy.toml").write_text(_POLICY, encoding="utf-8")
     typer.echo(f"{len(documents)} documents found; none of them leaves", err=True)
