@@ -72,6 +72,7 @@ LOCAL: Final[dict[str, Known]] = {
 }
 OF_CLASS: Final = {
     "SpecError": "bad_spec",
+    "NoConfigError": "no_folder",
     "ConfigError": "bad_config",
     "PublicSetError": "bad_public_set",
     "CorpusError": "bad_text",

@@ -64,6 +64,10 @@ class TlsConfig(StrictConfig):
         return TlsFiles(ca=self.ca, certificate=self.certificate, key=self.key)
 
 
+class NoConfigError(ConfigError):
+    """There is no such file: the folder is another's, most likely."""
+
+
 def read_toml(path: Path, model: type[_Model]) -> _Model:
     """Parse a strict TOML file.
 
@@ -84,6 +88,8 @@ def toml_values(path: Path) -> dict[str, Any]:
         if _DEEP.search(text):
             raise ValueError("found a key of 32 levels or more")
         return tomllib.loads(text)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, 10,000 brackets
