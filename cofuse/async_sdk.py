@@ -23,7 +23,7 @@ class AsyncCoordinator:
         """What has no twin here: run it with asyncio.to_thread."""
 
     @classmethod
-    def from_login(cls, at: str = "", identity: Path | None = None) -> "AsyncCoordinator":
+    def from_login(cls, at: str = "", identity: Path | str | None = None) -> "AsyncCoordinator":
         """As Coordinator.from_login."""
         return cls(Coordinator.from_login(at, identity))
 

@@ -41,9 +41,10 @@ LOCAL: Final[dict[str, Known]] = {
     "bad_input": Known(MISUSE, "correct what the message names, and say it again"),
     "bad_config": Known(MISUSE, "correct the key; `cofuse schema` describes every one"),
     "bad_file": Known(MISUSE, "check the path, and that you may read and write there"),
+    "already_there": Known(MISUSE, "keep what is there, or choose another folder"),
     "bad_public_set": Known(MISUSE, "correct the line; examples/README.md shows both files"),
     "bad_text": Known(MISUSE, "correct the file of texts; docs/participant.md shows its form"),
-    "bad_identity": Known(MISUSE, "give the name that the certificate is for, or another folder"),
+    "bad_identity": Known(MISUSE, "correct the role or the name, or choose another folder"),
     "bad_key": Known(MISUSE, "put the key file back as it was made, from your safe copy"),
     "bad_manifest": Known(MISUSE, "take the pivot from the coordinator again: cofuse pivot pull"),
     "bad_lock": Known(MISUSE, "make it again with: cofuse round lock"),
@@ -71,6 +72,7 @@ LOCAL: Final[dict[str, Known]] = {
 }
 OF_CLASS: Final = {
     "SpecError": "bad_spec",
+    "NoConfigError": "no_folder",
     "ConfigError": "bad_config",
     "PublicSetError": "bad_public_set",
     "CorpusError": "bad_text",
@@ -92,6 +94,7 @@ OF_CLASS: Final = {
     "MissingSourceError": "demo_failed",
     "RoundFailedError": "not_published",
     "WaitTimedOutError": "wait_timed_out",
+    "FileExistsError": "already_there",
     "OSError": "bad_file",
 }
 """Errors that carry no id of their own, by the name of their class or one that it derives from."""

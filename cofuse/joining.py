@@ -86,7 +86,15 @@ def _ask(address: str, call: Any, message: Any) -> Any:
         with remote_errors():
             return call(message, timeout=_CALL_S)
     except grpc.RpcError as error:
-        raise CofuseError("unreachable", f"{address} not reached: {error.details()}") from error
+        raise _unreached(address, error.details()) from error
+
+
+def _unreached(address: str, why: object) -> CofuseError:
+    return CofuseError(
+        "unreachable",
+        f"{address} not reached: {why}; tokens are redeemed at a port of their own, which "
+        "`cofuse coordinator invite` names",
+    )
 
 
 def _channel(address: str, roots: bytes) -> grpc.Channel:
@@ -115,7 +123,7 @@ def _shown(address: str) -> bytes:
         assert isinstance(connection.sock, ssl.SSLSocket)
         shown = connection.sock.getpeercert(binary_form=True)
     except (OSError, HTTPException) as error:
-        raise CofuseError("unreachable", f"{address} not reached: {error}") from error
+        raise _unreached(address, error) from error
     finally:
         connection.close()
     return ssl.DER_cert_to_PEM_cert(shown or b"").encode("ascii")

@@ -1,9 +1,10 @@
 """The folder of a participant as it is before anybody has edited it: it allows nothing."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from protos.config import toml_text
+from participant.config import ParticipantConfig
+from protos.config import checked, toml_text
 
 POLICY: Final = """\
 # What may leave this institution. What no rule below allows, is refused.
@@ -41,10 +42,11 @@ canaries = "block"       #   of the invented records planted in our text
 """
 
 
-def lay_out(home: Path, name: str, coordinator: str, corpus: Path) -> None:
-    """Write participant.toml and policy.toml beside the identity's files.
+def first_settings(home: Path, name: str, coordinator: str, corpus: Path) -> dict[str, Any]:
+    """What participant.toml will hold, checked before anything is made.
 
     Args: coordinator: host:port. corpus: the text; its absolute path is written.
+    Raises: ConfigError.
     """
     settings = {
         "name": name,
@@ -63,5 +65,11 @@ def lay_out(home: Path, name: str, coordinator: str, corpus: Path) -> None:
         "training": {"steps": 1000, "decay_steps": 300},
         "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
     }
+    checked(home / "participant.toml", settings, ParticipantConfig)
+    return settings
+
+
+def lay_out(home: Path, settings: dict[str, Any]) -> None:
+    """Write participant.toml and policy.toml beside the identity's files."""
     (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
     (home / "policy.toml").write_text(POLICY, encoding="utf-8")

@@ -141,7 +141,7 @@ def load_round(path: Path) -> Loaded:
     try:
         text = path.read_text(encoding="utf-8")
         values: Any = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return Loaded(load_spec(path), path.parent)  # whose errors have the words
     if not isinstance(values, dict) or _KEY not in values:
         return Loaded(load_spec(path), path.parent)

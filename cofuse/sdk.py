@@ -60,11 +60,14 @@ _PATIENCE_S: Final = 30.0
 class Coordinator:
     """A connection under one identity. Every call repeats safely."""
 
-    def __init__(self, address: str, *, ca: Path, certificate: Path, key: Path) -> None:
+    def __init__(
+        self, address: str, *, ca: Path | str, certificate: Path | str, key: Path | str
+    ) -> None:
         """Args: ca: beside it lies the key that pivots are signed with, pivot-signer.pem.
 
         key: signs the orders of rounds; beside it is kept which pivots were accepted.
         """
+        ca, certificate, key = Path(ca), Path(certificate), Path(key)
         self._orderer = Orderer(key, certificate)
         self._channel = dial(address, TlsFiles(ca=ca, certificate=certificate, key=key))
         self._research = research_pb2_grpc.ResearchStub(self._channel)
@@ -74,14 +77,15 @@ class Coordinator:
         self._pivots = PivotReceiver(lambda name: self.pivot(name).files, self._transfer.get, trust)
 
     @classmethod
-    def from_login(cls, at: str = "", identity: Path | None = None) -> "Coordinator":
+    def from_login(cls, at: str = "", identity: Path | str | None = None) -> "Coordinator":
         """Connect as $COFUSE_AT and $COFUSE_IDENTITY say, else as `cofuse login` does.
 
         Raises: ValueError when nobody has said where the coordinator is.
         """
         at = at or os.environ.get("COFUSE_AT", "") or remembered("at")
         said = os.environ.get("COFUSE_IDENTITY") or remembered("identity")
-        home = identity or (Path(said) if said else None)
+        folder = identity or said
+        home = Path(folder) if folder else None
         if not at or home is None:
             raise ValueError(
                 "found no address or no identity, wanted both: say `cofuse login HOST:PORT FOLDER` "

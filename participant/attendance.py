@@ -13,6 +13,7 @@ from protos.errors import RemoteError, remote_errors
 from protos.tls import TlsFiles, dial
 from protos.v1 import fleet_pb2 as pb
 from protos.v1 import fleet_pb2_grpc
+from trust.certificate_check import fault_of
 
 _LOG = logging.getLogger(__name__)
 FIRST_PAUSE_S: Final = 0.5
@@ -87,7 +88,8 @@ class Attendance:
                     self.refusal = error
                 self._lost(str(error))
             except grpc.RpcError as error:
-                self._lost(f"the coordinator was not reached: {error.details()}")
+                own = fault_of(self._tls.ca, self._tls.certificate, self._tls.key)
+                self._lost(f"the coordinator was not reached: {own or error.details()}")
             except ValueError:  # the channel was closed by stop()
                 self._lost("stopping")
             finally:

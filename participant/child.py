@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         load_policy(config.policy)  # said now rather than at the first round
     except ConfigError as error:
         if role == "guard":  # for all three
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write(f"error: {error}\n")
         return BAD_CONFIG
     try:
         make_folders(config)
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one that was killed may still be on its way out
             return _behind_the_wall(role, config, socket.socket(fileno=int(argv[2])))
     except OSError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return HOPELESS
 
 
@@ -93,7 +93,7 @@ def _behind_the_wall(role: Role, config: ParticipantConfig, end: socket.socket) 
     try:
         program.run()
     except (AuditError, KeyFileError, CorpusError, RemoteError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return HOPELESS
     return 0
 

@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
         with only_one(folder):
             return Supervisor(Path(argv[0])).run()
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ValueError) else 1
 
 

@@ -2,9 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,14 +17,11 @@ def in_words(fault: Mapping[str, Any], top: type[BaseModel]) -> str:
     """One fault of a ValidationError. Args: top: the model that was read."""
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = top
-        for part in fault["loc"][:-1]:
-            field = known.model_fields.get(str(part))
-            if field and isinstance(field.annotation, type):
-                known = field.annotation
+        known = _model_at(fault["loc"][:-1], top)
         hint = _close(str(fault["loc"][-1]), list(known.model_fields))
         return f"unknown key {place!r}; {hint or 'known: ' + ', '.join(known.model_fields)}"
-    found = f", found {fault['input']!r:.80}" if place and fault["type"] != "missing" else ""
+    told = not place or fault["type"] == "missing" or "found " in fault["msg"]
+    found = "" if told else f", found {fault['input']!r:.80}"
     if fault["type"] == "literal_error":
         wanted = re.findall(r"'([^']*)'", str(fault.get("ctx", {}).get("expected", "")))
         found += "; " + hint if (hint := _close(str(fault["input"]), wanted)) else ""
@@ -56,6 +53,23 @@ def line_of(node: Any, path: tuple[int | str, ...]) -> int:
             node = node.value[part]
             line = node.start_mark.line + 1
     return line
+
+
+def _model_at(place: Sequence[str | int], top: type[BaseModel]) -> type[BaseModel]:
+    """The model whose keys stand at `place`, as far down as one can tell."""
+    models = [top]
+    for part in place:
+        named = [one for one in models if str(part) in one.model_fields]
+        if named:
+            models = _models_in(named[0].model_fields[str(part)].annotation) or named
+    return models[0]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Models that a type is made of: of `Model | None`, of `tuple[Model, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
 
 
 def _line(root: Any, path: tuple[int | str, ...]) -> int:

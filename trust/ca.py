@@ -6,6 +6,7 @@ The authority states one thing about a key: the URI cofuse://<role>/<name>.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -37,6 +38,7 @@ __all__ = [
     "Identity",
     "IdentityError",
     "Role",
+    "checked_hosts",
     "create_authority",
     "fingerprint",
     "identity_of",
@@ -52,6 +54,7 @@ KEY: Final = "key.pem"
 CERTIFICATE: Final = "certificate.pem"
 REQUEST: Final = "request.csr"
 AUTHORITY_DAYS: Final = 3650
+_HOST: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]|\.(?=[A-Za-z0-9_]))*")
 
 
 def create_authority(directory: Path, name: str) -> None:
@@ -229,6 +232,25 @@ def _host_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def checked_hosts(hosts: Sequence[str]) -> list[str]:
+    """Names and addresses as a certificate holds them: münchen.example as xn--mnchen-3ya.example.
+
+    Raises: IdentityError naming one that is neither.
+    """
+    found = []
+    for host in hosts:
+        try:
+            plain = str(ip_address(host)) if ":" in host else host.encode("idna").decode("ascii")
+        except ValueError:
+            plain = ""
+        if not (":" in plain or _HOST.fullmatch(plain)):
+            raise IdentityError(
+                f"found the host {host!r}, wanted a name such as fuse.example.org, or an address"
+            )
+        found.append(plain)
+    return found
 
 
 def _leaf_extensions(

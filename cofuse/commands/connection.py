@@ -50,11 +50,17 @@ def connected(at: str, identity: Path) -> Iterator["Coordinator"]:
     import grpc
 
     from cofuse.sdk import Coordinator
+    from protos.config import checked_address
     from protos.errors import CofuseError
+    from trust.certificate_check import fault_of
 
     if not at:
         fail("found no --at, no COFUSE_AT and no login, wanted the coordinator's host:port",
              code="no_connection")  # fmt: skip
+    try:
+        checked_address(at)
+    except ValueError as error:
+        fail(f"--at: {error}", code="no_connection")
     files = {name: identity / f"{name}.pem" for name in ("ca", "certificate", "key")}
     missing = [str(path) for path in files.values() if not path.exists()]
     if missing:
@@ -66,4 +72,5 @@ def connected(at: str, identity: Path) -> Iterator["Coordinator"]:
         with Coordinator(at, **files) as coordinator:
             yield coordinator
     except grpc.RpcError as error:
-        fail(CofuseError("unreachable", f"{at} not reached: {error.details()}"))
+        own = fault_of(files["ca"], files["certificate"], files["key"])
+        fail(CofuseError("unreachable", f"{at} not reached: {own or error.details()}"))

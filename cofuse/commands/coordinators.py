@@ -31,22 +31,21 @@ def init(
     ops_listen: Annotated[str, typer.Option(help="Monitoring; loopback only.")] = "127.0.0.1:7442",
 ) -> None:
     """Make the authority, the keys that sign pivots and open contributions, coordinator.toml."""
+    from coordinator.config import CoordinatorConfig
     from coordinator.sealed import ensure_worker_key, worker_folder
     from coordinator.signing import ensure_key
-    from protos.config import toml_text
-    from trust.ca import create_authority, fingerprint, new_identity, sign_request
+    from protos.config import ConfigError, checked, toml_text
+    from trust.ca import (
+        IdentityError,
+        checked_hosts,
+        create_authority,
+        fingerprint,
+        new_identity,
+        sign_request,
+    )
     from trust.keys import kid, load_private
     from trust.seal_keys import RECIPIENT_FILE
 
-    try:
-        create_authority(home / "ca", "cofuse")
-        request = new_identity(home / "tls", "coordinator", "coordinator")
-    except FileExistsError as error:
-        fail(f"{error}; this folder has an authority already, choose another", 2)
-    certificate = sign_request(
-        home / "ca", request, role="coordinator", name="coordinator", hosts=host
-    )
-    (home / "tls" / "certificate.pem").write_bytes(certificate)
     settings = {
         "listen": listen,
         "engine_listen": engine_listen,
@@ -57,6 +56,19 @@ def init(
         "approval": "operator",
         "tls": {"ca": "ca/ca.pem", "certificate": "tls/certificate.pem", "key": "tls/key.pem"},
     }
+    try:  # before anything is made: a folder half made would have to be removed by hand
+        hosts = checked_hosts(host)
+        checked(home / "coordinator.toml", settings, CoordinatorConfig)
+        create_authority(home / "ca", "cofuse")
+        request = new_identity(home / "tls", "coordinator", "coordinator")
+    except FileExistsError as error:
+        fail(f"{error}; this folder has an authority already, choose another", 2)
+    except (ConfigError, IdentityError) as error:
+        fail(error, 2)
+    certificate = sign_request(
+        home / "ca", request, role="coordinator", name="coordinator", hosts=hosts
+    )
+    (home / "tls" / "certificate.pem").write_bytes(certificate)
     (home / "coordinator.toml").write_text(toml_text(settings), encoding="utf-8")
     signing_key = ensure_key(home / "tls" / "key.pem", home / "ca" / "ca.pem")
     authority = fingerprint((home / "ca" / "ca.pem").read_bytes())
@@ -77,7 +89,7 @@ def sign(
     request: Annotated[Path, typer.Argument(help="request.csr, as made by `cofuse identity`.")],
     role: Annotated[str, typer.Option(help="participant, researcher or operator.")],
     name: Annotated[str, typer.Option(help="The name you mean to admit.")],
-    days: Annotated[int, typer.Option(min=1)] = 365,
+    days: Annotated[int, typer.Option(min=1, max=3650)] = 365,
 ) -> None:
     """Issue the certificate of a request; print it. Send ca/*.pem along."""
     from trust.ca import IdentityError, sign_request
@@ -122,7 +134,7 @@ def rotate(
     except (ConfigError, KeyFileError, OSError) as error:
         fail(error, 2)
     tell(f"fusion worker {new}")
-    typer.echo(f"send {public} to every participant; {old[:16]} still opens", err=True)
+    say(f"send {public} to every participant; {old[:16]} still opens")
     answer({"fusion_worker": new, "retired": old, "file": str(public)})
 
 

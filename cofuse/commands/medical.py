@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cofuse.commands.connection import answer, fail, tell
+from cofuse.commands.connection import answer, fail, say, tell
 
 
 def medical_evals(
@@ -41,6 +41,6 @@ def medical_evals(
     out.write_text(json.dumps(made, ensure_ascii=False, indent=1), encoding="utf-8")
     for name, count in checked.counts().items():
         left = f", {unusable[name]} left out: no option is the answer" if name in unusable else ""
-        typer.echo(f"{name}: {count} questions{left}", err=True)
+        say(f"{name}: {count} questions{left}")
     tell(out)
     answer({"file": str(out), "questions": checked.counts(), "unusable": unusable})

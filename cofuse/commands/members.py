@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 _TTL: Final = re.compile(r"([1-9][0-9]{0,4})(m|h|d)")
+_LONGEST_S: Final = 30 * 86_400
 _UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400}
 _COORDINATOR_PORT: Final = 7443
 """Where a coordinator listens unless its coordinator.toml says otherwise."""
@@ -39,8 +40,9 @@ def invite(
     from trust.identity import IdentityError, checked_identity, fingerprint
 
     match = _TTL.fullmatch(ttl)
-    if match is None:
-        fail(f"--ttl: found {ttl!r}, wanted a number and m, h or d, such as 1h", 2)
+    seconds = int(match[1]) * _UNIT_S[match[2]] if match else 0
+    if not 0 < seconds <= _LONGEST_S:
+        fail(f"--ttl: found {ttl!r}, wanted a number and m, h or d, such as 1h; at most 30d", 2)
     if role == "coordinator":
         fail("--role: found 'coordinator', wanted participant, researcher or operator", 2)
     with opened(home) as (config, database):
@@ -54,7 +56,6 @@ def invite(
             identity = checked_identity(role, name)
         except IdentityError as error:
             fail(error, 2)
-        seconds = int(match[1]) * _UNIT_S[match[2]]
         authority = fingerprint(config.tls.ca.read_bytes())
         token = Invitations(database).invite(identity, authority, seconds)
     say(f"good for {ttl}, once: cofuse join {config.enroll_listen} TOKEN FOLDER")
@@ -84,24 +85,28 @@ def join(
     FOLDER may be what `cofuse participant init` or `cofuse identity` made. Repeating it is safe.
     """
     from cofuse.joining import join as redeem
-    from cofuse.participant_home import lay_out
+    from cofuse.participant_home import first_settings, lay_out
     from participant.corpus import CorpusError
+    from protos.config import ConfigError, checked_address
     from trust.identity import IdentityError
     from trust.tokens import parse_token
 
-    if not re.fullmatch(r"[^:/\s]+:[0-9]{1,5}", address):
-        fail(f"found the address {address!r}, wanted host:port", 2)
+    try:
+        checked_address(address)
+    except ValueError as error:
+        fail(str(error), 2)
     try:
         parsed = parse_token(sys.stdin.readline() if token == "-" else token)  # noqa: S105
-        if corpus is not None:
-            documents = _corpus_of(parsed, corpus, folder)  # before the token is spent
+        hub = coordinator or f"{address.rpartition(':')[0]}:{_COORDINATOR_PORT}"
+        if corpus is not None:  # all that may be wrong comes before the token is spent
+            documents = _corpus_of(parsed, corpus, folder)
+            settings = first_settings(folder, parsed.identity.name, hub, corpus)
         redeem(address, parsed, folder)
-    except (CorpusError, IdentityError, FileExistsError, FileNotFoundError) as error:
+    except (ConfigError, CorpusError, IdentityError, FileExistsError, FileNotFoundError) as error:
         fail(error, 2)
     say(f"{parsed.identity.uri}: certificate in {folder}")
     if corpus is not None:
-        hub = coordinator or f"{address.rpartition(':')[0]}:{_COORDINATOR_PORT}"
-        lay_out(folder, parsed.identity.name, hub, corpus)
+        lay_out(folder, settings)
         say(f"{documents} documents found; none of them leaves")
         say(f"read {folder / 'policy.toml'}: nothing leaves until you allow it")
         say(f"then start with: cofuse up {folder}")

@@ -68,20 +68,24 @@ def init(
     corpus: Annotated[Path, typer.Option(help='JSON lines of {"text": ...}; stays here.')],
 ) -> None:
     """Make the key (it never leaves), a signing request, participant.toml and policy.toml."""
-    from cofuse.participant_home import lay_out
+    from cofuse.participant_home import first_settings, lay_out
     from participant.corpus import CorpusError, read_corpus
+    from protos.config import ConfigError
     from trust.ca import IdentityError, new_identity
+    from trust.identity import checked_name
 
     joined = (home / "certificate.pem").exists() and not (home / "participant.toml").exists()
-    try:
+    try:  # before the key is made: a folder half made would have to be removed by hand
+        checked_name(name)
+        settings = first_settings(home, name, coordinator, corpus)
         documents = read_corpus(corpus)
         if joined:  # with a token, before this: the key is there and certified
             _must_be(home, name)
         else:
             new_identity(home, "participant", name)
-    except (CorpusError, IdentityError, FileExistsError) as error:
+    except (ConfigError, CorpusError, IdentityError, FileExistsError) as error:
         fail(error, 2)
-    lay_out(home, name, coordinator, corpus)
+    lay_out(home, settings)
     say(f"{len(documents)} documents found; none of them leaves")
     if not joined:
         say(
@@ -173,7 +177,7 @@ def stages(home: Home) -> None:
         if told:
             tell(f"    {', '.join(told)}")
         if one.problem:
-            typer.echo(f"{one.name} cannot run: {one.problem}", err=True)
+            say(f"{one.name} cannot run: {one.problem}")
     for name, row in given.items():
         numbers = [f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float)]
         recited = row.get("canaries")
@@ -182,7 +186,7 @@ def stages(home: Home) -> None:
             numbers.append(f"planted records recited {recited['tpr']:.2f} ({ends})")
         tell(f"after {name}: {', '.join(numbers)}")
     if not found:
-        typer.echo("participant.toml has no [[stage]] after pre-training", err=True)
+        say("participant.toml has no [[stage]] after pre-training")
     rows = [
         {
             "name": one.name,

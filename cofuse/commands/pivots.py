@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cofuse.commands import pivot_use
-from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
+from cofuse.commands.connection import At, Identity, answer, connected, fail, say, tell
 from cofuse.output import App
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def promote(
     with connected(at, identity) as coordinator:
         manifest = coordinator.manifest(name)
         for line in _told(manifest):
-            typer.echo(line, err=True)
+            say(line)
         if not manifest.content_sha256.startswith(content):
             words = f"{name} has content {manifest.content_sha256}, wanted {content}: not promoted"
             fail(words, code="other_content")

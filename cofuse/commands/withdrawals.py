@@ -1,10 +1,13 @@
 """`cofuse withdraw`: a member leaves the pivot, and the others' rounds are fused again."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cofuse.commands.connection import At, Identity, answer, connected, fail, say, tell
+
+if TYPE_CHECKING:
+    from cofuse.sdk import Coordinator
 
 
 def withdraw(
@@ -31,6 +34,7 @@ def withdraw(
         if not name:
             fail("there is no pivot yet: nothing holds anything of anybody")
         try:
+            _known(coordinator, name, member)
             if dry_run:
                 found = holding(coordinator.lineage(name), member)
                 done = Withdrawn(found, found.newest, ())
@@ -54,3 +58,16 @@ def withdraw(
             "pivot": done.pivot,
         }
     )
+
+
+def _known(coordinator: "Coordinator", pivot: str, member: str) -> None:
+    """End with words when nobody has that name: a slip of the pen must not look like success."""
+    from cofuse.withdrawal import holding
+    from protos.errors import CofuseError
+
+    if holding(coordinator.lineage(pivot), member).pivots:
+        return
+    joined = coordinator.participants()
+    if member not in joined:
+        names = ", ".join(joined) or "nobody"
+        fail(CofuseError("unknown_name", f"found the member {member!r}, wanted one of {names}"))

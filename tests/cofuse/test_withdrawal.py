@@ -99,6 +99,9 @@ class Hub:
         self.line, self.ends = list(line), ends
         self.submitted: dict[str, RoundSpec] = {}
 
+    def participants(self) -> dict[str, bool]:
+        return dict.fromkeys("abc", True)
+
     def pivots(self) -> list[Pivot]:
         return [Pivot(m.name, "", m.round_id, (), {}) for m in self.line]
 
@@ -173,6 +176,11 @@ def test_the_command_tells_in_json_what_it_did(
         "pivot-92",
         ["again-0", "again-1"],
     )
+    before = len(hub.submitted)
+    slip = CliRunner().invoke(app, ["withdraw", "bb", *where])
+    assert slip.exit_code == 2
+    assert "found the member 'bb', wanted one of a, b, c" in slip.stderr
+    assert len(hub.submitted) == before
     hub.ends = "EXPIRED"
     failed = CliRunner().invoke(app, ["withdraw", "a", *where])
     assert failed.exit_code == 1

@@ -23,7 +23,7 @@ def test_a_policy_that_cannot_be_read_ends_all_with_its_words_said_once(tmp_path
     config.policy.write_text("version = 2\nallow = 7\n", encoding="utf-8")
     done = run(tmp_path)
     assert done.returncode == 2
-    assert done.stderr.count("policy.toml: allow") == 1
+    assert done.stderr.count("policy.toml:2: allow") == 1
     assert done.stdout == ""
 
 

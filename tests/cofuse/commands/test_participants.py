@@ -69,3 +69,24 @@ def test_a_folder_that_is_none_is_said_so(tmp_path: Path) -> None:
         code, _, said = run(command, tmp_path)
         assert code == 2
         assert "participant.toml: cannot be read" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--coordinator", "fuse.example.org:70000", "wanted host:port"),
+        ("--name", "St Märy", "choose another name"),
+        ("--corpus", "none.jsonl", "found no such file"),
+    ],
+)
+def test_init_makes_nothing_before_all_is_right(
+    tmp_path: Path, option: str, value: str, says: str
+) -> None:
+    corpus = tmp_path / "notes.jsonl"
+    corpus.write_text('{"text": "one"}\n', encoding="utf-8")
+    right = {"--name": "st-mary", "--coordinator": "hub:7443", "--corpus": str(corpus)}
+    given = [word for pair in {**right, option: value}.items() for word in pair]
+    code, _, said = run("init", tmp_path / "home", *given)
+    assert code == 2
+    assert says in said
+    assert not (tmp_path / "home").exists()
