@@ -9,7 +9,9 @@ in chunks of the same size through a stream that is read and thrown away: no has
 protobuf; its server is another process, so that its buffers do not hide what ours needs. Durable:
 the same bare stream, but its reader takes the sha256 and brings the bytes to disk, which is the
 least that any promise to have a file costs. They take turns; figures are medians. Growth is of the
-service's resident memory over what it had before its first big file.
+service's resident memory over what it had before its first big file. `cpu_s_per_gb`: seconds of a
+core that both sides spend on a gigabyte. Where two cores carry both sides, no ratio can be above
+that of these costs; and they change little on a machine that does other things too.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,13 +40,15 @@ import numpy as np
 import psutil
 
 from coordinator.artifacts import Artifacts
+from coordinator.serving import GrpcServer
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService
+from protos.chunk_wire import add_transfer
 from protos.chunks import CHUNK_BYTES, sha256_of
 from protos.messages import FileRef
 from protos.tls import SERVER_OPTIONS, TlsFiles, dial, server_credentials
 from protos.transfer import Transfer
-from protos.v1 import transfer_pb2, transfer_pb2_grpc
+from protos.v1 import transfer_pb2
 from trust.ca import Role, create_authority, new_identity, sign_request
 
 RAW: Final = "/benchmark/Raw"
@@ -92,16 +97,18 @@ def identity(home: Path, role: Role, name: str) -> TlsFiles:
 
 def serve(home: Path, raw_only: bool) -> None:
     """Print the port and serve until stdin ends."""
-    server = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
+    files = identity(home, "coordinator", "coordinator")
     if raw_only:
-        server.add_generic_rpc_handlers((RawStream(home),))
+        bare = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
+        bare.add_generic_rpc_handlers((RawStream(home),))
+        print(bare.add_secure_port("127.0.0.1:0", server_credentials(files)), flush=True)
+        bare.start()
     else:
-        store = Store.at(home / "db.sqlite")
-        service = TransferService(Artifacts(home / "artifacts"), store, 2**40)
-        transfer_pb2_grpc.add_TransferServicer_to_server(service, server)
-    credentials = server_credentials(identity(home, "coordinator", "coordinator"))
-    print(server.add_secure_port("127.0.0.1:0", credentials), flush=True)
-    server.start()
+        service = TransferService(
+            Artifacts(home / "artifacts"), Store.at(home / "db.sqlite"), 2**40
+        )
+        door = GrpcServer("127.0.0.1:0", files, [partial(add_transfer, service)])
+        print(door.start(), flush=True)
     sys.stdin.read()
 
 
@@ -167,11 +174,17 @@ class Watch:
             self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that it takes."""
-    begun = time.perf_counter()
+def cpu_s(*pids: int) -> float:
+    """Seconds of a core that processes have spent so far."""
+    spent = (psutil.Process(pid).cpu_times() for pid in pids)
+    return sum(each.user + each.system for each in spent)
+
+
+def timed(work: Callable[[], object], server: int) -> tuple[float, float]:
+    """Seconds that it takes, and seconds of a core that we and the server spend."""
+    begun_s, spent_s = time.perf_counter(), cpu_s(os.getpid(), server)
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun_s, cpu_s(os.getpid(), server) - spent_s
 
 
 def measure(home: Path, mib: int, turns: int) -> dict[str, float]:
@@ -182,6 +195,7 @@ def measure(home: Path, mib: int, turns: int) -> dict[str, float]:
     bare, ours = (Server(home, operator, kind) for kind in ("raw", "transfer"))
     transfer = Transfer(ours.channel)
     seconds: dict[str, list[float]] = {"raw": [], "durable": [], "up": [], "down": []}
+    spent: dict[str, list[float]] = {name: [] for name in seconds}
     path = home / "noise"
     small = FileRef(name="small", sha256=noise(path, 8, 0), size_bytes=8 * MIB)
     transfer.put(path, small.sha256, transfer_pb2.PIVOT)  # imports, buffers, threads
@@ -197,10 +211,15 @@ def measure(home: Path, mib: int, turns: int) -> dict[str, float]:
                 "up": lambda file=file: transfer.put(path, file.sha256, transfer_pb2.PIVOT),
                 "down": lambda file=file: fresh(transfer, file, home),
             }.items():
-                seconds[name].append(timed(work))
+                server = bare if name in ("raw", "durable") else ours
+                took_s, cost_s = timed(work, server.pid)
+                seconds[name].append(took_s)
+                spent[name].append(cost_s)
     for server in (bare, ours):
         server.close()
-    rate = {name: mib * MIB / 1e6 / statistics.median(s) for name, s in seconds.items()}
+    gigabytes = mib * MIB / 1e9
+    rate = {name: 1e3 * gigabytes / statistics.median(s) for name, s in seconds.items()}
+    cost = {name: statistics.median(s) / gigabytes for name, s in spent.items()}
 
     def ratio(name: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[name], seconds["up"], strict=True))
@@ -213,6 +232,7 @@ def measure(home: Path, mib: int, turns: int) -> dict[str, float]:
         "down_mb_per_s": rate["down"],
         "raw_mb_per_s": rate["raw"],
         "durable_mb_per_s": rate["durable"],
+        **{f"{name}_cpu_s_per_gb": each for name, each in cost.items()},
         "mib": mib,
     }
 
@@ -233,7 +253,7 @@ def main() -> None:
         found = measure(Path(home), arguments.mib, arguments.turns)
     if not arguments.json:
         for name, value in found.items():
-            print(f"{name:>16} {value:10.3f}")
+            print(f"{name:>20} {value:10.3f}")
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
 
 

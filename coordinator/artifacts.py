@@ -129,9 +129,9 @@ class Artifacts:
             raise storage_error(error) from error
 
     def check_writable(self) -> None:
-        """Write a small file through to the disk and remove it.
+        """Write a small file through to the disk and remove it; then ask the object store.
 
-        Raises: OSError when the disk is full, read-only or broken.
+        Raises: OSError when the disk is full, read-only or broken; CofuseError storage_unreachable.
         """
         probe = self._incoming / ".writable"
         try:
@@ -139,6 +139,7 @@ class Artifacts:
             sync(probe)
         finally:
             probe.unlink(missing_ok=True)
+        self.objects.check_writable()
 
     def running_digests(self, sha256: str) -> list[bytes]:
         """The file's running digest (protos/chunks.py) after each of its chunks.

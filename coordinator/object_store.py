@@ -2,8 +2,9 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,12 @@ from protos.files import replace
 _PART_BYTES: Final = 16 * 1024 * 1024
 _CACHED_BYTES: Final = 64 * 2**30
 """Local copies of objects; the least lately read go first."""
+_PROBE_S: Final = 5.0
+"""A store that takes longer for one small object is unreachable: whoever asks must not hang."""
+_PROBE_EVERY_S: Final = 60.0
+"""Stores charge by the request; after a failure each question is a new one."""
+_PROBE: Final = "writable"
+"""The object that is written to find out; on no shelf."""
 
 
 class ObjectStore:
@@ -28,10 +35,18 @@ class ObjectStore:
     """
 
     def __init__(
-        self, url: str, cache: Path, *, cached_bytes: int = _CACHED_BYTES, **options: Any
+        self,
+        url: str,
+        cache: Path,
+        *,
+        cached_bytes: int = _CACHED_BYTES,
+        probe_s: float = _PROBE_S,
+        **options: Any,
     ) -> None:
         """Args: url: s3://bucket/prefix, gs://…, az://…; options: obstore's own."""
         self._store = from_url(url, **options)
+        self._impatient = from_url(url, **{**options, **_within(probe_s, options)})
+        self._writable_until_s = 0.0
         self._cache = cache
         self._cached_bytes = cached_bytes
         self._lock = threading.Lock()
@@ -42,6 +57,17 @@ class ObjectStore:
     def decays(self) -> bool:
         """No: the store looks after its copies, and what comes from it is checked."""
         return False
+
+    def check_writable(self) -> None:
+        """Write a small object, unless one was taken within the last minute.
+
+        Raises: CofuseError storage_unreachable, a few seconds later at the latest.
+        """
+        if time.monotonic() < self._writable_until_s:
+            return
+        with _reachable():
+            obstore.put(self._impatient, _PROBE, b"0")
+        self._writable_until_s = time.monotonic() + _PROBE_EVERY_S
 
     def has(self, sha256: str) -> bool:
         """Whether it can be served."""
@@ -125,6 +151,13 @@ class ObjectStore:
                 return
             total -= path.stat().st_size
             path.unlink()
+
+
+def _within(limit_s: float, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a client that gives up after so long, and tries once."""
+    limit = timedelta(seconds=limit_s)
+    client = {**options.get("client_options", {}), "timeout": limit, "connect_timeout": limit}
+    return {"client_options": client, "retry_config": {"max_retries": 0, "retry_timeout": limit}}
 
 
 def _key(shelf: Shelf, sha256: str) -> str:

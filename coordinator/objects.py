@@ -29,6 +29,12 @@ class Objects(Protocol):
     def decays(self) -> bool:
         """Whether nobody else looks for files that no longer fit their names."""
 
+    def check_writable(self) -> None:
+        """Find out, within seconds, whether it takes files.
+
+        Raises: CofuseError storage_unreachable.
+        """
+
     def has(self, sha256: str) -> bool:
         """Whether it can be served."""
 
@@ -63,6 +69,9 @@ class Directory:
     def decays(self) -> bool:
         """Yes: disks do."""
         return True
+
+    def check_writable(self) -> None:
+        """Nothing to ask: unfinished files lie on the same disk (artifacts.py writes there)."""
 
     def path(self, sha256: str, shelf: Shelf = "objects") -> Path:
         """Where the file is or would be."""

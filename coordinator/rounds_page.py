@@ -66,7 +66,7 @@ its last round has ended. Of times that passed meanwhile it makes up for one. Ea
 the newest pivot of its line, and is approved: an operator started it.
 
 ```
-cofuse recurring start FILE     cofuse recurring ls     cofuse recurring stop ID
+cofuse recurring start FILE  cofuse recurring ls  cofuse recurring show ID  cofuse recurring stop ID
 ```
 """
 

@@ -11,6 +11,7 @@ from coordinator.incoming import Piece
 from coordinator.metrics import UPLOAD_BYTES, UPLOAD_RESUMES
 from coordinator.promotion import require_released
 from coordinator.store import Store
+from protos.chunk_wire import chunk_message
 from protos.chunks import CHUNK_BYTES, read_chunks
 from protos.errors import CofuseError, abort
 from protos.streams import IDLE_S, read_ahead
@@ -53,15 +54,15 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
         except CofuseError as error:
             abort(context, error)
 
-    def Get(self, request: pb.GetRequest, context: Any) -> Iterator[pb.Chunk]:
-        """Stream a file the caller's role may read."""
+    def Get(self, request: pb.GetRequest, context: Any) -> Iterator[bytes]:
+        """Stream a file the caller's role may read, as the bytes of its Chunks."""
         try:
             chunks = self._get(request, context)
         except CofuseError as error:
             abort(context, error)
         yield from chunks
 
-    def _get(self, request: pb.GetRequest, context: Any) -> Iterator[pb.Chunk]:
+    def _get(self, request: pb.GetRequest, context: Any) -> Iterator[bytes]:
         who = caller(context)
         kinds = {kind for kind, _ in self._store.artifact_kinds(request.sha256).values()}
         if not kinds & GET_KINDS[who.role] or not self._artifacts.has(request.sha256):
@@ -76,7 +77,7 @@ class TransferService(transfer_pb2_grpc.TransferServicer):
                 "bad_request", f"found offset {start}, wanted at most {path.stat().st_size}"
             )
         return (
-            pb.Chunk(data=data, sha256=digests[number])
+            chunk_message(data, digests[number])
             for number, data in enumerate(
                 read_chunks(path, start, past_cache=True), start // CHUNK_BYTES
             )

@@ -28,12 +28,12 @@ from coordinator.serving import GrpcServer
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService
 from protos import logs, systemd
+from protos.chunk_wire import add_transfer
 from protos.v1 import (
     enroll_pb2_grpc,
     fleet_pb2_grpc,
     recurring_pb2_grpc,
     research_pb2_grpc,
-    transfer_pb2_grpc,
 )
 
 _LOG = logs.logger("coordinator.main")
@@ -156,7 +156,7 @@ def _server(parts: Parts, enroll: EnrollService) -> GrpcServer:
         config.tls.files(),
         [
             partial(fleet_pb2_grpc.add_FleetServicer_to_server, fleet),
-            partial(transfer_pb2_grpc.add_TransferServicer_to_server, transfer),
+            partial(add_transfer, transfer),
             partial(research_pb2_grpc.add_ResearchServicer_to_server, research),
             partial(recurring_pb2_grpc.add_RecurringServicer_to_server, recurring),
             partial(enroll_pb2_grpc.add_EnrollServicer_to_server, enroll),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
+from protos.chunk_wire import put_message
 from protos.errors import CofuseError
 from protos.files import Reading
 from protos.v1 import transfer_pb2
@@ -102,8 +103,8 @@ class Outgoing:
         """Hash what is read from now on: the receiver says that bytes and digests differ."""
         self._named = None
 
-    def requests(self, offset_bytes: int) -> Iterator[tuple[transfer_pb2.PutRequest, int]]:
-        """Messages of a Put that goes on at `offset_bytes`, and how many bytes each brings.
+    def requests(self, offset_bytes: int) -> Iterator[tuple[bytes, int]]:
+        """Messages of a Put that goes on at `offset_bytes`, and how many of its bytes each brings.
 
         Raises: CofuseError wrong_digest when the file is no longer the one that was named.
         """
@@ -115,7 +116,7 @@ class Outgoing:
             kind=self._kind,
             prefix_sha256=prefix,
         )
-        yield transfer_pb2.PutRequest(header=header), 0
+        yield transfer_pb2.PutRequest(header=header).SerializeToString(), 0
         sent_bytes = offset_bytes
         for data, sha256 in digests:
             sent_bytes += len(data)
@@ -125,9 +126,7 @@ class Outgoing:
                     f"{self._path}: found sha256 {sha256.hex()}, wanted {self._sha256}: "
                     "the file changed after it was named",
                 )
-            request = transfer_pb2.PutRequest()  # as keywords, a chunk in it is copied slowly
-            request.chunk.data, request.chunk.sha256 = data, sha256
-            yield request, len(data)
+            yield put_message(data, sha256), len(data)
 
     def _digests_from(self, offset_bytes: int) -> tuple[bytes, Iterator[tuple[bytes, bytes]]]:
         """Digest of the first bytes, and the chunks that follow with their running digests."""
@@ -158,4 +157,5 @@ def put_requests(
     path: Path, sha256: str, kind: transfer_pb2.ArtifactKind, offset_bytes: int
 ) -> Iterator[transfer_pb2.PutRequest]:
     """Messages of one Put that goes on at `offset_bytes`. Raises: as Outgoing.requests."""
-    return (request for request, _ in Outgoing(path, sha256, kind).requests(offset_bytes))
+    requests = Outgoing(path, sha256, kind).requests(offset_bytes)
+    return (transfer_pb2.PutRequest.FromString(raw) for raw, _ in requests)

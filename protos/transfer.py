@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import grpc
 
+from protos.chunk_wire import put_stream
 from protos.chunks import Outgoing, RunningHash, hash_prefix, sha256_of
 from protos.errors import CofuseError, RemoteError, remote_errors
 from protos.files import GrowingFile, replace
@@ -35,6 +36,7 @@ class Transfer:
         idle_s: float = IDLE_S,
     ) -> None:
         self._stub = transfer_pb2_grpc.TransferStub(channel)
+        self._put_stream = put_stream(channel)
         self._stop = stop
         self._patience_s = patience_s
         self._idle_s = idle_s
@@ -99,7 +101,7 @@ class Transfer:
 
     def _put(self, file: Outgoing, offset_bytes: int, patience: Patience) -> None:
         window = _Window(file, offset_bytes)
-        call: Any = self._stub.Put(window.requests())
+        call: Any = self._put_stream(window.requests())
         call.add_callback(window.close)  # else a sender that waits for answers waits for ever
         try:
             for reply in read_ahead(call, idle_s=self._idle_s):
@@ -124,7 +126,7 @@ class _Window:
         self._closed = False
         self._news = threading.Condition()
 
-    def requests(self) -> Iterator[pb.PutRequest]:
+    def requests(self) -> Iterator[bytes]:
         """Messages of the Put, each as soon as there is room for it."""
         sent_bytes = self._answered_bytes
         try:

@@ -17,6 +17,7 @@ import pytest
 
 from coordinator.artifacts import Artifacts
 from coordinator.object_store import ObjectStore
+from coordinator.objects import SHELVES
 from coordinator.upkeep import collect_garbage, scrub
 from protos.errors import CofuseError
 
@@ -173,6 +174,40 @@ def test_the_cache_keeps_to_its_size(make: Callable[..., Artifacts], tmp_path: P
     assert len(list((tmp_path / "here" / "cache").iterdir())) <= 2
     first = hashlib.sha256(b"\0" + DATA).hexdigest()
     assert store.path(first).read_bytes() == b"\0" + DATA
+
+
+def test_a_store_that_takes_objects_is_writable_and_keeps_nothing_on_its_shelves(
+    make: Callable[..., Artifacts],
+) -> None:
+    store = make()
+    store.check_writable()
+    assert [list(store.objects.walk(shelf)) for shelf in SHELVES] == [[], [], []]
+
+
+def test_a_store_that_takes_the_call_and_says_nothing_is_found_out_at_once(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        objects = ObjectStore(
+            "s3://cofuse/x",
+            tmp_path / "cache",
+            probe_s=0.3,
+            endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            client_options={"allow_http": True},
+            **OPTIONS,
+        )
+        begun = time.monotonic()
+        with pytest.raises(CofuseError) as caught:
+            Artifacts(tmp_path, objects).check_writable()
+    assert caught.value.error_id == "storage_unreachable"
+    assert time.monotonic() - begun < 30  # patient clients try for minutes
+
+
+def test_a_store_that_took_an_object_is_not_asked_again_at_each_check(tmp_path: Path) -> None:
+    objects = ObjectStore("memory:///", tmp_path / "cache")
+    objects.check_writable()
+    objects._impatient = None
+    objects.check_writable()
 
 
 def test_a_store_that_does_not_answer_is_said_and_the_upload_is_kept(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator import store as store_module
+from coordinator import store_recurring
 from coordinator.happenings import (
     Committed,
     Decided,
@@ -135,7 +135,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(store_module, "now_unix_ms", made)
+    monkeypatch.setattr(store_recurring, "now_unix_ms", made)
     return made
 
 

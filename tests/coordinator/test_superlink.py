@@ -39,7 +39,7 @@ from participant.engine import Engine as ParticipantEngine
 from participant.engine import Task, TaskLostError
 from trust import ca
 
-ONLINE_S = 30.0
+ONLINE_S = 120.0
 DELIVERY_S = 90.0  # Flower may lose a message to who comes back; it goes out again
 
 
@@ -533,7 +533,7 @@ def test_a_dismissed_supernode_leaves_and_a_summoned_one_comes(
     node, _ = answering
     engine = answering[node].engine
     engine.summon(None)
-    ends = time.monotonic() + 10.0
+    ends = time.monotonic() + ONLINE_S
     while node in consortium.engine.online():
         assert time.monotonic() < ends
         time.sleep(0.05)
@@ -613,7 +613,8 @@ def test_runs_that_a_dead_coordinator_left_are_ended_at_the_next_start(
 
 
 @pytest.mark.slow
-def test_a_participant_without_memory_of_its_node_is_back_within_90_seconds(
+@pytest.mark.timeout(600)
+def test_a_participant_without_memory_of_its_node_is_back_once_flower_gives_the_old_one_up(
     consortium: Consortium,
 ) -> None:
     """Flower refuses a node that it takes for alive; the supervisor keeps trying."""
@@ -624,11 +625,11 @@ def test_a_participant_without_memory_of_its_node_is_back_within_90_seconds(
     (consortium.root / "participant-epsilon" / "node_id").unlink()
     assert engine._child is not None
     engine._child.kill()
-    engine._child.wait()
+    while engine._online.is_set():  # the supervisor has not seen it yet
+        time.sleep(0.05)
     worker = Worker(engine, echo)
     replies = consortium.deliver({node: "1"}, deadline_s=5.0)
     assert node not in replies or replies[node].error is not None
-    time.sleep(1.0)
-    assert engine.wait_until_online(90.0)
+    assert engine.wait_until_online(2 * ONLINE_S)
     assert consortium.deliver({node: "2"}) == {node: echoed(2)}
     worker.stop()

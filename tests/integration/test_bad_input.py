@@ -43,9 +43,17 @@ from protos.errors import CATALOGUE, ERROR_KEY
 from protos.logs import configure
 from protos.printable import MAX_TEXT
 from protos.public_sets import write_prompts
+from protos.recurring import RecurringSpec
 from protos.spec import RoundSpec, TrainingSpec
 from protos.tls import TlsFiles, dial
-from protos.v1 import enroll_pb2, fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
+from protos.v1 import (
+    enroll_pb2,
+    fleet_pb2,
+    recurring_pb2,
+    research_pb2,
+    transfer_pb2,
+    transfer_pb2_grpc,
+)
 from trust.ca import create_authority, new_identity, sign_request
 from trust.identity import Identity
 
@@ -219,7 +227,8 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
         place.send("/cofuse.v1.Fleet/Join", fleet_pb2.JoinRequest(software_version="1")).error_id
         == ""
     )
-    spec_json = _spec(shas["prompts.jsonl"]).model_dump_json()
+    spec = _spec(shas["prompts.jsonl"])
+    spec_json = spec.model_dump_json()
     for number, events in enumerate(((), (Event.CANCEL,), (Event.APPROVE, Event.ISSUE)), 1):
         submit = _ordered(place, spec_json, f"request-{number}", "researcher")
         assert place.send("/cofuse.v1.Research/SubmitRound", submit, "researcher").error_id == ""
@@ -234,6 +243,13 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
     token = Invitations(store.database).invite(Identity("researcher", "eve"), "0" * 64, 3600.0)
     redeem = enroll_pb2.RedeemRequest(invitation=token.invitation, secret=token.secret)
     commit = fleet_pb2.CommitRequest(round_id="rnd-3", sha256=shas["answer"], size_bytes=10)
+    start = _calendar(place, spec)
+    assert place.send("/cofuse.v1.Recurring/StartRecurring", start).error_id == ""
+    recurring = {
+        "StartRecurring": Good(start),
+        "ListRecurring": Good(recurring_pb2.ListRecurringRequest()),
+        "StopRecurring": Good(recurring_pb2.StopRecurringRequest(recurring_id="rec-1")),
+    }
     research = {
         "SubmitRound": Good(submit),
         "ApproveRound": Good(collecting, "wrong_state"),
@@ -250,6 +266,7 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
     }
     return {
         **{f"/cofuse.v1.Research/{name}": good for name, good in research.items()},
+        **{f"/cofuse.v1.Recurring/{name}": good for name, good in recurring.items()},
         "/cofuse.v1.Transfer/Stat": Good(transfer_pb2.StatRequest(sha256=shas["weights"])),
         "/cofuse.v1.Transfer/Put": Good(transfer_pb2.PutRequest(header=header), "truncated_upload"),
         "/cofuse.v1.Transfer/Get": Good(transfer_pb2.GetRequest(sha256=shas["weights"])),
@@ -274,11 +291,25 @@ def _ordered(
     place: Place, spec_json: str, nonce: str, role: str = "operator"
 ) -> research_pb2.SubmitRoundRequest:
     """A submission by whoever has signed it, unless it is too long for that."""
-    tls, order = place.identities[role], ""
+    order = ""
     with contextlib.suppress(ValidationError):
-        orderer = Orderer(tls.key, tls.certificate)
-        order = orderer.order(spec_json, nonce, timedelta(hours=1), recurring=False)
+        order = _order(place.identities[role], spec_json, nonce)
     return research_pb2.SubmitRoundRequest(spec_json=spec_json, request_id=nonce, order_json=order)
+
+
+def _order(tls: TlsFiles, spec_json: str, nonce: str, *, recurring: bool = False) -> str:
+    orderer = Orderer(tls.key, tls.certificate)
+    return orderer.order(spec_json, nonce, timedelta(hours=1), recurring=recurring)
+
+
+def _calendar(place: Place, round_spec: RoundSpec) -> recurring_pb2.StartRecurringRequest:
+    """A recurring spec that the operator has signed."""
+    weekly = RecurringSpec(name="weekly", every="0 2 * * sun", round=round_spec)
+    spec_json = weekly.model_dump_json()
+    order = _order(place.identities["operator"], spec_json, "weekly", recurring=True)
+    return recurring_pb2.StartRecurringRequest(
+        spec_json=spec_json, request_id="weekly", order_json=order
+    )
 
 
 def _spec(prompts: str) -> RoundSpec:

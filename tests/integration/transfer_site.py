@@ -13,10 +13,10 @@ from coordinator.artifacts import Artifacts
 from coordinator.serving import GrpcServer
 from coordinator.store import Store
 from coordinator.transfer_service import TransferService
+from protos.chunk_wire import add_transfer
 from protos.chunks import sha256_of
 from protos.tls import TlsFiles, dial
 from protos.transfer import Transfer
-from protos.v1 import transfer_pb2_grpc
 from tests.chaos import ChaosProxy
 from tests.integration.conftest import MakeIdentity
 
@@ -46,7 +46,7 @@ def start_site(tmp_path: Path, identities: MakeIdentity) -> Iterator[Callable[..
             store = Store.at(tmp_path / "db.sqlite")
             artifacts = Artifacts(tmp_path / "artifacts")
             service = TransferService(artifacts, store, 4 * 2**30, idle_s=idle_s)
-            register = partial(transfer_pb2_grpc.add_TransferServicer_to_server, service)
+            register = partial(add_transfer, service)
             files = identities("coordinator", "coordinator")
             server = GrpcServer("127.0.0.1:0", files, [register], idle_s=idle_s)
             address = f"127.0.0.1:{server.start()}"

@@ -21,7 +21,8 @@ def test_chunks_from_any_offset_carry_the_digest_of_all_before_them(
     path.write_bytes(DATA)
     if named:
         assert sha256_of(path) == name
-    (header, _), *chunks = Outgoing(path, name, transfer_pb2.PIVOT).requests(offset)
+    sent = Outgoing(path, name, transfer_pb2.PIVOT).requests(offset)
+    (header, _), *chunks = [(transfer_pb2.PutRequest.FromString(raw), n) for raw, n in sent]
     assert header.header.prefix_sha256 == hashlib.sha256(DATA[:offset]).digest()
     at = offset
     for request, length in chunks:
