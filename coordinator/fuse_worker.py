@@ -179,8 +179,9 @@ def _credit(job: FuseJob, evals: Tables) -> Tables:
         if (run / file).exists():
             credit[measure] = json.loads((run / file).read_text(encoding="utf-8"))
     if "suspicion" in credit and job.standing:
-        told = job.standing.items()
-        credit["standing"] = {name: {**asdict(one), "weight": one.weight} for name, one in told}
+        credit["standing"] = {
+            name: {**asdict(one), "weight": one.weight} for name, one in job.standing.items()
+        }
     without = {
         name.removeprefix(WITHOUT): evals["bpb"].pop(name)
         for name in sorted(evals["bpb"])
