@@ -10,8 +10,6 @@ import pytest
 from trust.ca import create_authority, new_identity, sign_request
 from trust.certificate_check import fault_of
 
-NOW = datetime.now(UTC)
-
 
 def _member(folder: Path, authority: Path, name: str) -> Path:
     request = new_identity(folder / name, "researcher", name)
@@ -54,6 +52,6 @@ def test_the_fault_is_named_with_its_cure(
     shutil.copytree(made / "ada", tmp_path, dirs_exist_ok=True)
     harm(made, tmp_path)
     files = (tmp_path / f"{name}.pem" for name in ("ca", "certificate", "key"))
-    found = fault_of(*files, now=NOW + timedelta(days=days))
+    found = fault_of(*files, now=datetime.now(UTC) + timedelta(days=days))
     assert says in found
     assert bool(says) == bool(found)
