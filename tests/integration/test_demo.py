@@ -25,7 +25,7 @@ def test_a_demo_answers_with_all_its_keys(
         out=tmp_path / "out",
         settings=TINY,
         hospitals=TINY.hospitals[:2],
-        rounds=("logits-pairwise", "weights"),
+        rounds=("logits-pairwise",),
         seed=1,
         source="sample",
     )
@@ -36,9 +36,9 @@ def test_a_demo_answers_with_all_its_keys(
     names = [hospital.name for hospital in plan.hospitals]
     domains = {hospital.department for hospital in plan.hospitals}
     experts = {f"expert:{name}" for name in names}
-    assert set(answer["bpb"]) == {"base", "pairwise", "weights", *experts}
+    assert set(answer["bpb"]) == {"base", "pairwise", *experts}
     assert all(set(scores) == domains for scores in answer["bpb"].values())
-    assert set(answer["pivots"]) == {"pairwise", "weights"}
+    assert set(answer["pivots"]) == {"pairwise"}
     assert all(
         (Path(folder) / "model.safetensors").exists() for folder in answer["pivots"].values()
     )
