@@ -11,9 +11,9 @@ from fastapi.responses import RedirectResponse, Response
 from coordinator.console import audit, participants, results, rounds
 from coordinator.console.desk import COOKIE, Desk, ForgedFormError, SignedOutError, admit
 from coordinator.console.news import News
-from coordinator.console.sso import SingleSignOn
 from coordinator.console.users import FOLDER
 from coordinator.limits import Rates
+from protos.config import ConfigError
 from protos.errors import CATALOGUE, CofuseError
 from web.guards import Guard
 from web.pages import Assets
@@ -44,6 +44,10 @@ def build(desk: Desk, news: News) -> Any:
         app.include_router(router)
     _sign_in_routes(app, desk)
     if desk.config.console is not None and (provider := desk.config.console.oidc) is not None:
+        try:
+            from coordinator.console.sso import SingleSignOn
+        except ImportError as error:
+            raise ConfigError("[console.oidc] needs joserfc; install cofuse[oidc]") from error
         secret = secret_at(desk.config.data_dir / FOLDER / "session.key")
         app.include_router(SingleSignOn(desk, provider, secret).router)
     app.add_exception_handler(SignedOutError, _to_login)

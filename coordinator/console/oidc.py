@@ -1,32 +1,33 @@
 """OpenID Connect as the console needs it: the code flow with PKCE, and what an ID token is worth.
 
-Pure but for `fetch`. Source: OpenID Connect Core 1.0 (3.1), RFC 7636 (PKCE), RFC 7517 (keys).
+joserfc checks signatures and claims (the extra `oidc`). Pure but for `fetch`.
+Source: OpenID Connect Core 1.0 (3.1), RFC 7636 (PKCE), RFC 7517 (keys).
 """
 
 import base64
 import hashlib
-import hmac
 import json
 import secrets
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet, import_key
+from joserfc.jwt import ClaimsOption
 
 SKEW_S: Final = 60
 """How far the provider's clock may be from ours."""
 _TIMEOUT_S: Final = 10.0
 _MOST_BYTES: Final = 256 * 1024
 _WELL_KNOWN: Final = "/.well-known/openid-configuration"
-_P256_BYTES: Final = 32
+_ALGORITHMS: Final = ("RS256", "ES256")
 
 
 class OidcError(ValueError):
@@ -108,34 +109,44 @@ def claims_of(
     Raises: OidcError.
     """
     try:
-        head, body, signature = token.split(".")
-        header, claims = (json.loads(_bytes(part)) for part in (head, body))
-        signed, mark = f"{head}.{body}".encode("ascii"), _bytes(signature)
-    except ValueError as error:
-        raise OidcError("found an ID token that is none, wanted three parts of base64") from error
-    if not isinstance(header, dict) or not isinstance(claims, dict):
-        raise OidcError("found an ID token without claims")
-    known = [key for key in keys if key.get("kid", "") == header.get("kid", "")]
-    if not any(_is_signed(header.get("alg"), key, signed, mark) for key in known):
-        raise OidcError("found an ID token that none of the provider's keys has signed")
-    audience = claims.get("aud")
-    audience = audience if isinstance(audience, list) else [audience]
-    if claims.get("iss") != provider.issuer or client_id not in audience:
-        raise OidcError("found an ID token of another issuer, or for another client")
-    if claims.get("azp", client_id) != client_id:
-        raise OidcError("found an ID token that was given to another client")
+        # RSA and P-256 only: `none`, or a secret that a public key is taken for, never counts.
+        claims = jwt.decode(token, _known(keys), algorithms=list(_ALGORITHMS)).claims
+        ours: ClaimsOption = {"essential": True, "value": client_id}
+        issued: ClaimsOption = {"essential": True, "value": provider.issuer}
+        azp: ClaimsOption = {"value": client_id}
+        jwt.JWTClaimsRegistry(0, iss=issued, aud=ours, azp=azp).validate(_timeless(claims))
+    except (JoseError, ValueError) as error:
+        raise OidcError(
+            "found an ID token that none of the provider's keys has signed for this client"
+        ) from error
     return claims
+
+
+def _known(keys: Sequence[Mapping[str, Any]]) -> KeySet:
+    """Those of the provider's keys that we take; it may have others for other ends."""
+    found = []
+    for key in keys:
+        with suppress(JoseError, ValueError):
+            found.append(import_key(dict(key)))
+    return KeySet(found)
+
+
+def _timeless(claims: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in claims.items() if name not in ("exp", "iat", "nbf")}
 
 
 def check_time(claims: Mapping[str, Any], nonce: str, now_unix_s: float) -> None:
     """Hold claims to this attempt and this moment. Raises: OidcError."""
-    if not hmac.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode()):
-        raise OidcError("found an ID token of another attempt")
-    ends, made = claims.get("exp"), claims.get("iat")
-    if not isinstance(ends, int | float) or not isinstance(made, int | float):
-        raise OidcError("found an ID token without times")
-    if now_unix_s > ends + SKEW_S or made > now_unix_s + SKEW_S:
-        raise OidcError("found an ID token that is over, or not yet good: compare the clocks")
+    time: ClaimsOption = {"essential": True}
+    attempt: ClaimsOption = {"essential": True, "value": nonce}
+    checks = jwt.JWTClaimsRegistry(int(now_unix_s), SKEW_S, exp=time, iat=time, nonce=attempt)
+    try:
+        checks.validate(dict(claims))
+    except JoseError as error:
+        raise OidcError(
+            f"found an ID token that is over, not yet good, or of another attempt ({error}): "
+            "compare the clocks and try again"
+        ) from error
 
 
 def subject_of(claims: Mapping[str, Any], claim: str) -> str:
@@ -176,31 +187,3 @@ def fetch(url: str, form: Mapping[str, str] | None = None, basic: str = "") -> d
 class _NoRedirect(HTTPRedirectHandler):
     def redirect_request(self, *_args: Any, **_more: Any) -> None:
         """None: the answer itself becomes an error."""
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), b"-_", validate=True)
-
-
-def _number(key: Mapping[str, Any], name: str) -> int:
-    return int.from_bytes(_bytes(str(key[name])))
-
-
-def _is_signed(algorithm: Any, key: Mapping[str, Any], signed: bytes, mark: bytes) -> bool:
-    """Whether the key has made the signature, by RS256 or ES256; no other way counts."""
-    try:
-        if (algorithm, key.get("kty")) == ("RS256", "RSA"):
-            made = rsa.RSAPublicNumbers(_number(key, "e"), _number(key, "n")).public_key()
-            made.verify(mark, signed, padding.PKCS1v15(), SHA256())
-            return True
-        if (algorithm, key.get("kty"), key.get("crv")) == ("ES256", "EC", "P-256"):
-            point = ec.EllipticCurvePublicNumbers(
-                _number(key, "x"), _number(key, "y"), ec.SECP256R1()
-            )
-            halves = (mark[:_P256_BYTES], mark[_P256_BYTES:])
-            r, s = (int.from_bytes(half) for half in halves)
-            point.public_key().verify(encode_dss_signature(r, s), signed, ec.ECDSA(SHA256()))
-            return len(mark) == 2 * _P256_BYTES
-    except (InvalidSignature, KeyError, ValueError):
-        return False
-    return False
