@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from cofuse.sdk import Coordinator
+from coordinator.sealed import ensure_worker_key, worker_folder
 from coordinator.signing import ensure_key
 from protos.config import toml_text
 from protos.process import end, spawn
@@ -78,7 +79,9 @@ class Federation:
         create_authority(self._folder / "coordinator" / "ca", "cofuse-demo")
         tls = self._folder / "coordinator" / "tls"
         self._identity("coordinator", "coordinator", tls)
-        ensure_key(tls / "key.pem", self._folder / "coordinator" / "ca" / "ca.pem")
+        authority = self._folder / "coordinator" / "ca"
+        ensure_key(tls / "key.pem", authority / "ca.pem")
+        ensure_worker_key(worker_folder(tls / "key.pem"), authority / RECIPIENT_FILE)
         for role in ("operator", "researcher"):
             self._identity(role, f"demo-{role}", self._folder / role)
 
