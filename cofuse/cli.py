@@ -52,8 +52,10 @@ def demo(
 ) -> None:
     """Run a whole federation here: hospitals, rounds, fusion, evaluation, report."""
     from cofuse.demo.corpora import MissingSourceError
+    from cofuse.demo.federation import FederationError
     from cofuse.demo.present import show_result, write_report
-    from cofuse.demo.run import ROUNDS, DemoError, DemoPlan, FederationError, run_demo
+    from cofuse.demo.result import DemoPlan
+    from cofuse.demo.run import ROUNDS, DemoError, run_demo
     from cofuse.demo.screen import screen
     from cofuse.demo.settings import DEMO, QUICK
     from protos.spec import SpecError

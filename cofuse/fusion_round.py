@@ -1,6 +1,6 @@
 """A round in Python: say what is asked for, submit it, wait, look, take the pivot home."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,10 @@ from pydantic import ValidationError
 
 from cofuse.evals import Evals
 from cofuse.sdk_rows import Event, Pivot, Round
+from protos.public_sets import read_evals, read_prompts
 from protos.spec import RoundSpec, SpecError, first_message
+from protos.v1 import transfer_pb2
+from protos.v1.transfer_pb2 import ArtifactKind
 
 if TYPE_CHECKING:
     from cofuse.sdk import Coordinator
@@ -54,6 +57,25 @@ class FusionRound:
 
         found = load_round(Path(path))
         return cls(folder=found.folder, **found.spec.model_dump())
+
+
+def pinned(spec: RoundSpec, folder: Path, upload: Callable[[Path, ArtifactKind], str]) -> RoundSpec:
+    """Upload the files that a spec names, relative to `folder`; return it with their digests.
+
+    Raises: PublicSetError, and what `upload` raises.
+    """
+    readers: dict[str, tuple[Callable[[Path], object], ArtifactKind]] = {
+        "prompts": (read_prompts, transfer_pb2.PROMPTS),
+        "evals": (read_evals, transfer_pb2.EVALS),
+    }
+    digests = {}
+    for field, (read, kind) in readers.items():
+        value = getattr(spec, field)
+        if value is not None and not value.startswith("sha256:"):
+            path = folder / value
+            read(path)  # its errors name file and line, which the other side cannot
+            digests[field] = f"sha256:{upload(path, kind)}"
+    return spec.model_copy(update=digests)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import yaml
 
 from cofuse.local_spec import FEDERATED, UNTRAINED, LocalSpec
 from coordinator.fuse_job import FuseJob, JobFailedError, run_job
-from coordinator.pivot_card import canonical, model_card, sums
+from coordinator.pivot_card import json_text, model_card, sums
 from fusion.contribution import CODEC_VERSION
 from protos.chunks import sha256_of
 from protos.messages import Report, Scores
@@ -160,7 +160,7 @@ def _job(checked: "Checked", work: Path, wanted: list[Wanted], workers: int) -> 
         "codec": CODEC_VERSION,
     }
     return FuseJob(
-        directory=work / f"job-{_key(canonical(identity))}",
+        directory=work / f"job-{_key(json_text(identity))}",
         round_id=ROUND,
         pivot_name=spec.round.name,
         spec=round_spec,
@@ -197,7 +197,7 @@ def lay_down(checked: "Checked", job: FuseJob, out: Path) -> dict[str, Any]:
             part = {"sha256": source.model.digest(), "size_bytes": size}
             lineage["contributions"][source.name] = part
     texts = {
-        "lineage.json": canonical(lineage),
+        "lineage.json": json_text(lineage),
         "round.yaml": yaml.safe_dump(lineage["spec"], sort_keys=False),
         "README.md": model_card(lineage, evals),
     }

@@ -30,6 +30,22 @@ def remembered(key: str) -> str:
     return found if isinstance(found, str) else ""
 
 
+def connection(at: str = "", identity: Path | str | None = None) -> tuple[str, Path]:
+    """Where the coordinator is, and the folder of whose identity asks it: as given, else as
+    $COFUSE_AT and $COFUSE_IDENTITY say, else the profile.
+
+    Raises: ValueError when nobody has said one of them.
+    """
+    at = at or os.environ.get("COFUSE_AT", "") or remembered("at")
+    folder = identity or os.environ.get("COFUSE_IDENTITY") or remembered("identity")
+    if not at or not folder:
+        raise ValueError(
+            "found no address or no identity, wanted both: say `cofuse login HOST:PORT FOLDER` "
+            "once, set COFUSE_AT and COFUSE_IDENTITY, or give them here"
+        )
+    return at, Path(folder)
+
+
 def remember(at: str, identity: Path) -> Path:
     """Write the profile; return its path. Raises: OSError."""
     path = profile_path()

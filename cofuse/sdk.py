@@ -8,21 +8,20 @@ with Coordinator.from_login() as coordinator:
 """
 
 import contextlib
-import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import grpc
 
-from cofuse.fusion_round import FusionRound, SubmittedRound, WaitTimedOutError
+from cofuse.fusion_round import FusionRound, SubmittedRound, WaitTimedOutError, pinned
 from cofuse.ordering import CALENDAR, LATE, Orderer
 from cofuse.pivots import PivotReceiver
-from cofuse.profile import remembered
+from cofuse.profile import connection
 from cofuse.sdk_rows import (
     Contribution,
     Event,
@@ -37,7 +36,6 @@ from cofuse.sdk_rows import (
 )
 from protos.chunks import sha256_of
 from protos.errors import remote_errors
-from protos.public_sets import read_evals, read_prompts
 from protos.recurring import RecurringSpec
 from protos.spec import RoundSpec
 from protos.tls import TlsFiles, dial
@@ -82,17 +80,9 @@ class Coordinator:
 
         Raises: ValueError when nobody has said where the coordinator is.
         """
-        at = at or os.environ.get("COFUSE_AT", "") or remembered("at")
-        said = os.environ.get("COFUSE_IDENTITY") or remembered("identity")
-        folder = identity or said
-        home = Path(folder) if folder else None
-        if not at or home is None:
-            raise ValueError(
-                "found no address or no identity, wanted both: say `cofuse login HOST:PORT FOLDER` "
-                "once, set COFUSE_AT and COFUSE_IDENTITY, or give them here"
-            )
+        address, home = connection(at, identity)
         files = {name: home / f"{name}.pem" for name in ("ca", "certificate", "key")}
-        return cls(at, **files)
+        return cls(address, **files)
 
     def __enter__(self) -> "Coordinator":
         return self
@@ -121,7 +111,7 @@ class Coordinator:
         if isinstance(spec, FusionRound):
             folder = folder or spec.folder
             spec = spec.spec
-        spec_json = self._pinned(spec, folder or Path()).model_dump_json()
+        spec_json = pinned(spec, folder or Path(), self.upload).model_dump_json()
         nonce = request_id or uuid.uuid4().hex
         lasts = timedelta(minutes=spec.deadline_minutes) + LATE
         request = pb.SubmitRoundRequest(
@@ -139,8 +129,8 @@ class Coordinator:
 
         Args, Raises: as submit().
         """
-        pinned = spec.model_copy(update={"round": self._pinned(spec.round, folder)})
-        spec_json, nonce = pinned.model_dump_json(), request_id or uuid.uuid4().hex
+        named = spec.model_copy(update={"round": pinned(spec.round, folder, self.upload)})
+        spec_json, nonce = named.model_dump_json(), request_id or uuid.uuid4().hex
         request = recurring_pb2.StartRecurringRequest(
             spec_json=spec_json,
             request_id=nonce,
@@ -160,21 +150,6 @@ class Coordinator:
         request = recurring_pb2.StopRecurringRequest(recurring_id=recurring_id)
         with remote_errors():
             return recurring_of(self._recurring.StopRecurring(request))
-
-    def _pinned(self, spec: RoundSpec, folder: Path) -> RoundSpec:
-        """Upload the files that a spec names; return it with their digests instead."""
-        pinned = {}
-        readers: dict[str, tuple[Callable[[Path], Any], transfer_pb2.ArtifactKind]] = {
-            "prompts": (read_prompts, transfer_pb2.PROMPTS),
-            "evals": (read_evals, transfer_pb2.EVALS),
-        }
-        for field, (read, kind) in readers.items():
-            value = getattr(spec, field)
-            if value is not None and not value.startswith("sha256:"):
-                path = folder / value
-                read(path)  # its errors name file and line, which the other side cannot
-                pinned[field] = f"sha256:{self.upload(path, kind)}"
-        return spec.model_copy(update=pinned)
 
     def approve(self, round_id: str) -> Round:
         """Let a submitted round run (operators)."""

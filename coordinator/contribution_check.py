@@ -40,5 +40,5 @@ def check(path: Path, wanted: Wanted) -> None:
         sampler=spec.sampler,
         draws=spec.draws,
         share=spec.ship_share,
-        pivot_sha256="" if spec.ship_share == 1 else wanted.pivot_sha256,
+        pivot_sha256=wanted.pivot_sha256,
     )

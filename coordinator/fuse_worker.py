@@ -24,7 +24,7 @@ import torch
 from coordinator.fuse_job import TRY_AGAIN, FuseJob
 from coordinator.fusion_runs import CONTROLS, WITHOUT, Run, plan, settings_of
 from coordinator.merging import copies_as_deltas, write_merged
-from coordinator.pivot_card import canonical
+from coordinator.pivot_card import json_text
 from coordinator.pivot_files import write_pivot
 from coordinator.pivot_tasks import MAX_DOMAINS, METRIC
 from coordinator.sealed import Worker, is_sealed
@@ -77,8 +77,8 @@ def train_run(folder: Path, run: Run) -> Path:
         told = [prompt.domain for prompt in prompts]
         known = [domain for domain in told if domain is not None]
         shares = result.routing.shares(known if len(known) == len(told) else None)
-        (out / "shares.json").write_text(canonical(shares), encoding="utf-8")
-        judged = canonical(result.routing.judged())
+        (out / "shares.json").write_text(json_text(shares), encoding="utf-8")
+        judged = json_text(result.routing.judged())
         (out / "suspicion.json").write_text(judged, encoding="utf-8")
     _whole(out / "model", lambda partial: save_model(model, tokenizer, partial))
     return out / "model"

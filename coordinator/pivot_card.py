@@ -251,6 +251,6 @@ def sums(digests: Mapping[str, str]) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
 
 
-def canonical(value: Any) -> str:
-    """JSON text with sorted keys: the same value gives the same bytes."""
+def json_text(value: Any) -> str:
+    """JSON for people to read, with sorted keys: the same value gives the same bytes."""
     return json.dumps(value, sort_keys=True, indent=1) + "\n"

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from coordinator.fuse_job import FuseJob
 from coordinator.pivot_card import (
     ancestor,
-    canonical,
+    json_text,
     license_of,
     model_args,
     model_card,
@@ -39,9 +39,9 @@ def write_pivot(job: FuseJob, model_folder: Path, evals: Mapping[str, Any], fold
     runs = sorted((job.directory / "runs").glob("*/losses.json"))
     losses = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in runs}
     texts = {
-        "lineage.json": canonical(lineage),
-        "evals.json": canonical(dict(evals)),
-        "losses.json": canonical(losses),
+        "lineage.json": json_text(lineage),
+        "evals.json": json_text(dict(evals)),
+        "losses.json": json_text(losses),
         "round.yaml": yaml.safe_dump(lineage["spec"], sort_keys=False),
         "README.md": model_card(lineage, evals),
     }
@@ -98,7 +98,7 @@ def _lm_eval(
         "choice": evals["accuracy"].get(evals["pivot"], {}),
     }
     found = results(tasks, scores, model_args(lineage))
-    return {**task_files(tasks), RESULTS_FILE: canonical(found)}
+    return {**task_files(tasks), RESULTS_FILE: json_text(found)}
 
 
 def _text(job: FuseJob, name: str) -> str:

@@ -10,23 +10,32 @@ the first rank, into a folder that all ranks see. Moments in 8 bits are coded sh
 written so: only as many ranks can go on from those.
 """
 
-import hashlib
 import json
 import math
-import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from fp8.checkpoint_files import (
+    FORMAT,
+    STATE_FILE,
+    CheckpointError,
+    check_model,
+    damaged,
+    flush,
+    of_another_model,
+    read_state,
+    read_tensors,
+    sha256_of,
+)
 from fp8.distributed import Ranks, like, local, settle, whole
 from fp8.epoch import invalidate_weight_caches
 from fp8.linear import float8_state, load_float8_state
@@ -35,12 +44,6 @@ from fp8.optim import check_state
 MODEL_FILE: Final = "model.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
 FLOAT8_FILE: Final = "fp8.safetensors"
-STATE_FILE: Final = "state.json"
-FORMAT: Final = 2
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged or belongs to another run; the message says what to do."""
 
 
 @dataclass(slots=True)
@@ -108,7 +111,7 @@ def save(
             "skipped_in_a_row": at.skipped_in_a_row,
             "config": config,
             "ranks": ranks.size,
-            "sha256": {name: _sha256(draft / name) for name in names},
+            "sha256": {name: sha256_of(draft / name) for name in names},
         }
         (draft / STATE_FILE).write_text(json.dumps(state), encoding="ascii")
         flush([*(draft / name for name in names), draft / STATE_FILE, draft])
@@ -132,16 +135,16 @@ def load(
     """
     state, sha256, ranks = saved.state, saved.state["sha256"], ranks or Ranks()
     settle(model)
-    weights = _read_tensors(saved.path / MODEL_FILE, sha256)
-    moments = _read_tensors(saved.path / OPTIMIZER_FILE, sha256)
+    weights = read_tensors(saved.path / MODEL_FILE, sha256)
+    moments = read_tensors(saved.path / OPTIMIZER_FILE, sha256)
     shards = {}
     if any(name.startswith("optimizer-rank-") for name in sha256):
-        shards = _read_tensors(saved.path / _shard_file(saved, ranks), sha256)
+        shards = read_tensors(saved.path / _shard_file(saved, ranks), sha256)
     float8 = {}
     if FLOAT8_FILE in sha256 and not other_recipe:
-        float8 = _read_tensors(saved.path / FLOAT8_FILE, sha256)
-        _check_model(saved.path / FLOAT8_FILE, float8, float8_state(model))
-    _check_model(saved.path / MODEL_FILE, weights, model_state(model))
+        float8 = read_tensors(saved.path / FLOAT8_FILE, sha256)
+        check_model(saved.path / FLOAT8_FILE, float8, float8_state(model))
+    check_model(saved.path / MODEL_FILE, weights, model_state(model))
     placed = _place_moments(saved.path / OPTIMIZER_FILE, model, optimizer, moments, shards)
     with torch.no_grad():
         for name, tensor in model_state(model).items():
@@ -170,7 +173,7 @@ def steps_of(path: Path) -> int:
 
 def opened(path: Path) -> Saved:
     """Read the small file of a checkpoint. Raises: CheckpointError when it is damaged."""
-    return Saved(path, _read_state(path / STATE_FILE))
+    return Saved(path, read_state(path / STATE_FILE))
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
@@ -270,7 +273,7 @@ def _place_moments(
     for full_name, value in (*moments.items(), *shards.items()):
         name, _, key = full_name.rpartition(".")
         if name not in parameters:
-            raise _of_another_model(path, 1, full_name)
+            raise of_another_model(path, 1, full_name)
         p = parameters[name]
         if value.ndim == 0:  # the step counter stays where the optimizer wants it
             value = value.to(p.device) if fused else value
@@ -282,73 +285,5 @@ def _place_moments(
         try:
             check_state(owner, {key: local(value) for key, value in state.items()})
         except ValueError as error:
-            raise _damaged(path, str(error)) from error
+            raise damaged(path, str(error)) from error
     return placed
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    required = {"format", "step", "losses", "skipped_steps", "skipped_in_a_row", "config", "sha256"}
-    required |= {"ranks"}
-    try:
-        state = json.loads(path.read_text(encoding="ascii"))
-        missing = required - state.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise _damaged(path, str(error)) from error
-    if state.get("format") == 1 and missing <= {"ranks"}:
-        raise CheckpointError(
-            f"checkpoint {path.parent} has format 1, of an older cofuse; finish that run with the "
-            "version it was begun with, or give another checkpoint directory to start anew"
-        )
-    if missing or state["format"] != FORMAT:
-        raise _damaged(path, f"format {state.get('format')!r}, missing {sorted(missing)}")
-    return dict(state)
-
-
-def _read_tensors(path: Path, sha256: Mapping[str, str]) -> dict[str, Tensor]:
-    try:
-        if _sha256(path) != sha256[path.name]:
-            raise _damaged(path, "its sha256 is not the one in state.json")
-        return dict(load_file(path))
-    except (OSError, KeyError, SafetensorError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint file {path} cannot be used: {why}; restore it from a copy, or delete "
-        f"{path.parent} to train again from the checkpoint before it, or from the start"
-    )
-
-
-def _check_model(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    differing = sorted(
-        name
-        for name in shapes.keys() | wanted.keys()
-        if name not in wanted or shapes.get(name) != tuple(wanted[name].shape)
-    )
-    if differing:
-        raise _of_another_model(path, len(differing), differing[0])
-
-
-def _of_another_model(path: Path, differing: int, first: str) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {path} is of another model: {differing} tensors differ in name or "
-        f"shape, the first is {first}; give the model it was made with, or another "
-        "checkpoint directory to start anew"
-    )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(paths: Iterable[Path]) -> None:
-    """Have the disk hold what was written to files and folders."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

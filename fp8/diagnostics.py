@@ -10,31 +10,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fp8.amax import GRAD_OUTPUT, INPUT
 from fp8.convert import layers_to_convert
-from fp8.formats import E2M1
+from fp8.findings import in_words, several, warnings_of
 from fp8.fused import Float8SwiGLU
 from fp8.linear import Float8Linear, float8_state, load_float8_state
 from fp8.measure import ROLES, Role, Row, Tally
 from fp8.recipe import BlockScaling, Recipe
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
-
-LOST_TO_ZERO: Final = 0.02
-"""Share of the non-zero values that become zero from which a warning is due. Under block scaling
-about 1 % of a healthy gradient may go, each beside a neighbour 2e5 times its size."""
-CLIPPED: Final = 0.001
-"""Share of the values beyond the largest code from which a warning is due."""
-LOWEST_SQNR_DB: Final = 20.0
-"""An error of 10 %. E4M3 alone costs 2 to 4 %, 28 to 34 dB; E5M2 twice that."""
-WIDEST_RANGE: Final = 5_000.0
-"""At 2e2 quantising the kept copy again is free, at 2e4 the median column error is up by half, at
-2e6 columns are lost (docs/fp8.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +43,7 @@ class Diagnosis:
 
     def table(self, limit: int | None = None) -> list[dict[str, str]]:
         """Return the worst rows as words, by column."""
-        return [_in_words(row) for row in self.worst_first()[:limit]]
+        return [in_words(row) for row in self.worst_first()[:limit]]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON can hold it: None for NaN, and for the SQNR of no noise."""
@@ -68,7 +57,7 @@ class Diagnosis:
 
     def warnings(self) -> list[str]:
         """Say in plain sentences what to worry about and what to do; empty when all is well."""
-        return [text for role in ROLES for text in _warnings_of(self, role)]
+        return [text for role in ROLES for text in warnings_of(self.rows, self.recipe, role)]
 
     def plot(self, path: Path | str) -> None:
         """Draw SQNR, underflow and clipping by layer and role; the ending of path is the format."""
@@ -244,80 +233,7 @@ def _unseen(
     for role in ("input", "grad_output"):
         unseen = [name for name in layers if (name, role) not in tallies]
         if unseen:
-            yield f"{role} of {_several(unseen)} not measured: the batch did not reach it"
-
-
-def _warnings_of(found: Diagnosis, role: Role) -> Iterator[str]:
-    rows = [row for row in found.rows if row.role == role]
-    spec = getattr(found.recipe, role)
-    broken = [row.layer for row in rows if row.nonfinite]
-    if broken:
-        cause = (
-            "go back to an earlier checkpoint"
-            if role == "weight"
-            else "lower lr or look at the batch"
-        )
-        yield f"{role} of {_several(broken)} holds NaN or infinity: {cause}"
-    remedy = "use BlockScaling(), with a scale for every 128 values"
-    if spec.format is E2M1:
-        remedy = "4 bits hold no more; use BlockScaling(), with 8"
-    elif spec.block[1] is not None:
-        remedy = "keep the layer out of FP8 with module_filter_fn"
-    for what, share, limit, cure in (
-        ("loses {} of its non-zero values to zero", "underflow", LOST_TO_ZERO, remedy),
-        (
-            "has {} of its values clipped",
-            "saturation",
-            CLIPPED,
-            "use BlockScaling(), which scales by what is there" if found.recipe.history else remedy,
-        ),
-    ):
-        over = sorted(
-            (r for r in rows if getattr(r, share) > limit), key=lambda r: -getattr(r, share)
-        )
-        if over:
-            worst = what.format(f"{getattr(over[0], share):.1%}")
-            others = f", and {len(over) - 1} more over {limit:.1%}" if over[1:] else ""
-            under = f"under the {found.recipe.name} recipe{others}"
-            yield f"{role} of {over[0].layer} {worst} {under}: {cure}"
-    noisy = sorted((r for r in rows if r.sqnr_db < LOWEST_SQNR_DB), key=lambda r: r.sqnr_db)
-    if noisy and spec.format is not E2M1:
-        yield (
-            f"{role} of {_several([r.layer for r in noisy])} is off by more than 10 % "
-            f"(SQNR {noisy[0].sqnr_db:.1f} dB) under the {found.recipe.name} recipe: {remedy}"
-        )
-    wide = [r for r in rows if r.block_range > WIDEST_RANGE]
-    if role == "input" and wide and found.recipe.saves_rows and spec.block[1] is not None:
-        wide.sort(key=lambda r: -r.block_range)
-        yield (
-            f"input columns of {_several([r.layer for r in wide])} differ by up to "
-            f"{wide[0].block_range:.1g} in size, too much to quantise the kept copy again for the "
-            "weight's gradient: use scale_format='fp32', which quantises it twice from the source"
-        )
-
-
-def _several(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _in_words(row: Row) -> dict[str, str]:
-    return {
-        "layer": row.layer,
-        "role": row.role,
-        "SQNR dB": "none" if math.isnan(row.sqnr_db) else f"{row.sqnr_db:.1f}",
-        "to zero": _percent(row.underflow),
-        "clipped": _percent(row.saturation),
-        "amax": f"{row.amax:.3g}" if not row.nonfinite else f"{row.nonfinite} not finite",
-        "scale": f"{row.scale_min:.1e} .. {row.scale_max:.1e}",
-        "range": f"{row.block_range:.3g}",
-        "kurtosis": f"{row.kurtosis:.3g}",
-    }
-
-
-def _percent(share: float) -> str:
-    if math.isnan(share):
-        return "none"
-    return "0" if share == 0 else f"{share:.2%}" if share >= 5e-5 else "<0.01%"
+            yield f"{role} of {several(unseen)} not measured: the batch did not reach it"
 
 
 def _or_none(value: Any) -> Any:

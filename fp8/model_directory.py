@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fp8.block_layout import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, ExportError
-from fp8.checkpoint import flush
+from fp8.checkpoint_files import flush
 
 
 class Saveable(Protocol):

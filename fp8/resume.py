@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from fp8.checkpoint import CheckpointError, Position, Saved, checkpoints, load, opened, steps_of
+from fp8.checkpoint import Position, Saved, checkpoints, load, opened, steps_of
+from fp8.checkpoint_files import CheckpointError
 from fp8.distributed import Ranks
 from fp8.recipe import Recipe
 from fp8.schedule import TrainConfig, decay_begins, learning_rate

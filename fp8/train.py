@@ -9,7 +9,6 @@ Shapes: B = rows of a batch, T = predicted positions per row, T1 = T + 1, V = vo
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fp8.batches import count_tokens, packed_batches, part_of
-from fp8.checkpoint import CheckpointError, Position, save
-from fp8.distributed import Ranks, join, local, settle, shard, whole
+from fp8.checkpoint import Position, save
+from fp8.checkpoint_files import CheckpointError
+from fp8.distributed import Ranks, join, shard, whole
 from fp8.losses import causal_lm_loss
+from fp8.nonfinite import report_skip
 from fp8.optim import Float8AdamW
 from fp8.resume import Resume, described, resume
 from fp8.schedule import TrainConfig, decay_begins, learning_rate
@@ -164,7 +165,7 @@ def train_step(
                 group["lr"] = learning_rate(at.step, config)
             optimizer.step()
     if not finite:
-        _report_skip(model, pieces, loss_fn, loss_value, at, ranks)
+        report_skip(model, pieces, loss_fn, loss_value, at, ranks)
     at.advance(loss_value if math.isfinite(loss_value) else math.nan, skipped=not finite)
     if at.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
         raise TrainingDivergedError(
@@ -231,56 +232,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         # The loop steps only where the norm is finite; a second look would cost a pass.
         return Float8AdamW(groups, lr=config.lr, betas=config.betas, check_finite=False)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-
-
-def first_nonfinite(model: nn.Module, batches: list[Any], loss_fn: Loss) -> str:
-    """Name the module whose output, or else the parameter whose gradient, was not finite first."""
-    found: list[str] = []
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                found.append(name)
-
-        return hook
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                loss_fn(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    settle(model)
-    if found:
-        return f"the output of {found[0]}"
-    # Backward runs from the head to the embedding: the last parameter is the first one reached.
-    for name, p in reversed(list(model.named_parameters())):
-        if p.grad is not None and not bool(local(p.grad).isfinite().all()):
-            return f"the gradient of {name}"
-    return ""
-
-
-def _report_skip(
-    model: nn.Module,
-    pieces: list[tuple[Any, float]],
-    loss_fn: Loss,
-    loss: float,
-    at: Position,
-    ranks: Ranks,
-) -> None:
-    places = ranks.gather(first_nonfinite(model, [piece for piece, _ in pieces], loss_fn))
-    told = sorted(filter(None, places), key=lambda place: place.startswith("the gradient"))
-    where = (
-        told[0] if told else "the loss itself; all modules' outputs and all gradients are finite"
-    )
-    if ranks.first:
-        warnings.warn(
-            f"step {at.step} is skipped: loss {loss:g}; first not finite: {where}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
 
 
 def _decays_from_here(at: Position, config: TrainConfig) -> bool:

@@ -223,11 +223,12 @@ def check_asked(
     """Refuse a contribution whose rows were not chosen as the round asked.
 
     Args: share: of the positions, at most. pivot_sha256: of the pivot that they were to be chosen
-        against; "" when all were asked for.
+        against, unless all were asked for.
     Raises: ContributionError.
     """
     found = (header.sampler, header.draws, header.pivot_sha256)
-    wanted = (sampler, draws if sampler == "samples" else 0, pivot_sha256)
+    against = "" if share == 1 else pivot_sha256
+    wanted = (sampler, draws if sampler == "samples" else 0, against)
     if found != wanted:
         raise malformed(
             f"rows are of sampler {found[0]!r}, {found[1]} draws, pivot {found[2][:12]!r}, the "

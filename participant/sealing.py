@@ -150,7 +150,7 @@ def _write_logits(assignment: Assignment, asked: Asked, draft: Draft, out: Path)
         sampler=spec.sampler,
         draws=spec.draws,
         share=spec.ship_share,
-        pivot_sha256="" if spec.ship_share == 1 else assignment.pivot_sha256,
+        pivot_sha256=assignment.pivot_sha256,
     )
     tokenizer, vocab_size = _words_of(draft.model)
     pieces = byte_table(tokenizer, vocab_size).pieces

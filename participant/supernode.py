@@ -4,6 +4,8 @@ Run by participant.engine, never by hand. It dials the coordinator and listens o
 to the parent as JSON lines on stdout, answers come back as JSON lines on stdin, and log lines go
 to stderr. It asks the coordinator for messages only. Whatever run the coordinator names, an empty
 bundle made here stands in for the one it would send, so no code ever travels.
+
+It imports nothing of ours: behind the courier's walls only its own file is sure to be readable.
 """
 
 import os

@@ -1,8 +1,8 @@
 """The audit chain: numbered records, each with the hash of the one before it.
 
 Pure: where lines are kept is for others (trust/audit.py: files). A record is one line of canonical
-JSON as in RFC 8785, restricted to texts, whole numbers below 2**53, booleans, lists and objects
-with ASCII keys. Whoever edits, removes or moves a line breaks the chain at it.
+JSON (trust/canonical.py) without null. Whoever edits, removes or moves a line breaks the chain
+at it.
 """
 
 import hashlib
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
 
+from trust.canonical import canonical
+
 VERSION: Final = 1
 GENESIS: Final = "0" * 64
 """What the first record names as the hash before it."""
@@ -20,7 +22,6 @@ MAX_TEXT: Final = 2000
 """Characters of `why`; more is cut."""
 _TEXTS: Final = ("ts", "actor", "act", "obj", "res", "why", "prev", "h")
 _FIELDS: Final = frozenset(("v", "seq", "data", *_TEXTS))
-_MAX_INT: Final = 2**53
 
 
 class AuditError(ValueError):
@@ -53,22 +54,12 @@ class Entry:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def canonical(value: Any) -> bytes:
-    """The one JSON of a value.
-
-    Raises: TypeError for what the restriction above leaves out.
-    """
-    _check(value)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8
-
-
 def make_line(entry: Entry, head: Head, unix_ms: int) -> tuple[bytes, Head]:
     """The record that follows `head`, as a line without its line feed, and the head it makes.
 
     Raises: AuditError when it would be longer than a line may be. TypeError as canonical().
     """
-    record = {
+    said = {
         "v": VERSION,
         "seq": head.seq + 1,
         "ts": utc(unix_ms),
@@ -80,6 +71,7 @@ def make_line(entry: Entry, head: Head, unix_ms: int) -> tuple[bytes, Head]:
         "data": dict(entry.data),
         "prev": head.h,
     }
+    record = _plain(said)
     h = hashlib.sha256(canonical(record)).hexdigest()
     line = canonical({**record, "h": h})
     if len(line) > MAX_LINE_BYTES:
@@ -95,7 +87,7 @@ def read_record(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE_BYTES:
         raise AuditError(f"found a line of {len(line)} bytes, wanted at most {MAX_LINE_BYTES}")
     try:
-        record = json.loads(line)
+        record = _plain(json.loads(line))
         if not isinstance(record, dict) or record.keys() != _FIELDS:
             raise AuditError(f"found no record, wanted the fields {' '.join(sorted(_FIELDS))}")
         if canonical(record) != line:
@@ -129,20 +121,15 @@ def utc(unix_ms: int) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{unix_ms % 1000:03d}Z"
 
 
-def _check(value: Any) -> None:
+def _plain(value: Any) -> Any:
+    """The value without what no record holds: lone surrogates are replaced, null is refused."""
     match value:
-        case bool() | str():
-            return
-        case int() if -_MAX_INT < value < _MAX_INT:
-            return
+        case str():
+            return value.encode("utf-8", "replace").decode("utf-8")
         case list() | tuple():
-            for item in value:
-                _check(item)
-        case dict() if all(isinstance(k, str) and k.isascii() for k in value):
-            for item in value.values():
-                _check(item)
-        case _:
-            raise TypeError(
-                f"found {type(value).__name__} in a record, wanted texts, whole numbers below "
-                "2**53, booleans, lists, and objects with ASCII keys"
-            )
+            return [_plain(item) for item in value]
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case None:
+            raise TypeError("found null in a record, wanted texts, whole numbers, truth values")
+    return value

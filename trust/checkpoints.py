@@ -12,13 +12,13 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from trust.canonical import canonical
 from trust.chain import (
     MAX_LINE_BYTES,
     START,
     VERSION,
     AuditError,
     Head,
-    canonical,
     follow,
     read_record,
     utc,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from trust.canonical import canonical
 from trust.keys import SignatureError, kid, sign, verify
 
 MAX_ENVELOPE_BYTES: Final = 1 << 20
@@ -22,21 +23,6 @@ _UNREADABLE: Final = (ValueError, TypeError, LookupError, AttributeError, Recurs
 
 class EnvelopeError(ValueError):
     """An envelope cannot be read, or nobody whom we know has signed it."""
-
-
-def canonical(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: one spelling for each value.
-
-    The same bytes as RFC 8785 for what it takes: texts, whole numbers below 2**53, truth values,
-    null, lists, and objects whose keys are ASCII. Numbers with fractions are written as texts.
-    Raises: TypeError for anything else.
-    """
-    _check(value)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise TypeError("found a lone surrogate, wanted text") from None
 
 
 def parse_canonical(raw: bytes) -> Any:
@@ -100,21 +86,6 @@ def unseal(raw: bytes, payload_type: str, keys: Mapping[str, Ed25519PublicKey]) 
         f"found signatures of {', '.join(name[:16] for name in signed)}, wanted a good one of "
         f"{', '.join(name[:16] for name in keys)}"
     )
-
-
-def _check(value: object) -> None:
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) and key.isascii() for key in value):
-            raise TypeError("found a key that is no ASCII text")
-        for item in value.values():
-            _check(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check(item)
-    elif isinstance(value, int) and abs(value) < 2**53:
-        pass
-    elif not isinstance(value, str | None):
-        raise TypeError(f"found {type(value).__name__} {str(value)[:30]}, wanted text or integer")
 
 
 def _base64(data: bytes) -> str:

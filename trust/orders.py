@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from trust.dsse import EnvelopeError, canonical, pae, parse_canonical
+from trust.canonical import canonical
+from trust.dsse import EnvelopeError, pae, parse_canonical
 from trust.identity import CLOCK_SKEW, IdentityError, fingerprint, leaf_of, load_certificate
 from trust.pivot_manifest import PAYLOAD_TYPE, moment_of, utc
 from trust.statements import (

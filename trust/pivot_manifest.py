@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from trust.dsse import EnvelopeError, canonical, parse_canonical, seal, unseal
+from trust.canonical import canonical
+from trust.dsse import EnvelopeError, parse_canonical, seal, unseal
 from trust.keys import kid
 
 MANIFEST_FILE: Final = "manifest.dsse.json"

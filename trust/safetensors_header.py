@@ -22,25 +22,14 @@ MAX_METADATA: Final = 64
 """Entries of a header's metadata, and in it at most so many KiB a value."""
 MODEL_METADATA: Final = frozenset({"format"})
 """What a model's files may say of themselves."""
+_DTYPES: Final = {
+    8: ("F64", "I64", "U64"),
+    4: ("F32", "I32", "U32"),
+    2: ("F16", "BF16", "I16", "U16"),
+    1: ("F8_E4M3", "F8_E5M2", "F8_E8M0", "I8", "U8", "BOOL"),
+}
 DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "F64": 8,
-        "I64": 8,
-        "U64": 8,
-        "F32": 4,
-        "I32": 4,
-        "U32": 4,
-        "F16": 2,
-        "BF16": 2,
-        "I16": 2,
-        "U16": 2,
-        "F8_E4M3": 1,
-        "F8_E5M2": 1,
-        "F8_E8M0": 1,
-        "I8": 1,
-        "U8": 1,
-        "BOOL": 1,
-    }
+    {name: size for size, names in _DTYPES.items() for name in names}
 )
 
 _SPACE: Final = r"[ \t\r\n]*+"  # possessive: a run of spaces is looked at once

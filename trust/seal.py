@@ -22,7 +22,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from trust.dsse import EnvelopeError, canonical, parse_canonical
+from trust.canonical import canonical
+from trust.dsse import EnvelopeError, parse_canonical
 from trust.seal_keys import CLASSIC, HYBRID, Opener, OpenError, Recipient
 
 MAGIC: Final = b"FSEAL1"

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from trust.dsse import EnvelopeError, canonical, parse_canonical, seal, unseal
+from trust.canonical import canonical
+from trust.dsse import EnvelopeError, parse_canonical, seal, unseal
 from trust.keys import kid
 from trust.pivot_manifest import PAYLOAD_TYPE, STATEMENT_TYPE, Sha256, Time
 

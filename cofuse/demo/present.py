@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cofuse.demo.corpora import ATTRIBUTION
-from cofuse.demo.run import DemoPlan, DemoResult
+from cofuse.demo.result import DemoPlan, DemoResult
 from cofuse.report import Participant, ReportData, render_report
 
 

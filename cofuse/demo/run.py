@@ -9,78 +9,33 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
-from cofuse.demo.chat import Exchange, ask_pivot, first_questions
-from cofuse.demo.corpora import Department, departments, general_text, write_department
-from cofuse.demo.federation import Federation, FederationError, ParticipantPlan
+from cofuse.demo.chat import ask_pivot, first_questions
+from cofuse.demo.federation import Federation, ParticipantPlan
+from cofuse.demo.material import base_job, write_texts
+from cofuse.demo.result import PIVOT_OF, DemoPlan, DemoResult, claims, ordered
 from cofuse.demo.screen import Screen
-from cofuse.demo.settings import DemoSettings, Hospital
+from cofuse.demo.settings import Hospital
 from cofuse.sdk import Coordinator, Event, Round
 from participant.egress import releases
-from protos.public_sets import Prompt, write_prompts
 from protos.spec import RoundSpec, load_spec
 
 ROUNDS: Final = ("logits-unified", "logits-pairwise", "weights")
-PIVOT_OF: Final = {"logits-unified": "unified", "logits-pairwise": "pairwise", "weights": "weights"}
 EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
 _MARK: Final = "cofuse-demo"
 _SAMPLE_S: Final = 0.5
 _CHECK_S: Final = 0.5
 
-Table = dict[str, dict[str, float]]
-
 
 class DemoError(RuntimeError):
     """The demo could not go on; the message says why and what to do."""
-
-
-@dataclass(kw_only=True)
-class DemoResult:
-    """What a demo run found."""
-
-    seconds: float = 0.0
-    peak_rss_mb: float = 0.0
-    bpb: Table = field(default_factory=dict)
-    accuracy: Table = field(default_factory=dict)
-    bytes_left: dict[str, int] = field(default_factory=dict)
-    pivots: dict[str, str] = field(default_factory=dict)
-    claims: list[tuple[str, bool]] = field(default_factory=list)
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    participants: list[dict[str, Any]] = field(default_factory=list)
-    credit: dict[str, Table] = field(default_factory=dict)
-    """Of the unified round: who taught the pivot, and what is lost without whom."""
-    chat: list[Exchange] = field(default_factory=list)
-    """What a pivot said when it was asked about a fact of each hospital."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether every claim holds."""
-        return all(held for _, held in self.claims)
-
-    def as_json(self) -> dict[str, Any]:
-        """The machine's answer."""
-        keys = ("seconds", "peak_rss_mb", "bpb", "accuracy", "bytes_left", "pivots", "credit")
-        chat = [asdict(one) for one in self.chat]
-        return {"ok": self.ok, **{key: getattr(self, key) for key in keys}, "chat": chat}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoPlan:
-    """What to run."""
-
-    out: Path
-    settings: DemoSettings
-    hospitals: tuple[Hospital, ...]
-    rounds: tuple[str, ...]
-    seed: int
-    source: Any = "packages"
 
 
 def run_demo(plan: DemoPlan, screen: Screen) -> DemoResult:
@@ -96,12 +51,12 @@ def run_demo(plan: DemoPlan, screen: Screen) -> DemoResult:
         federation.init()
         federation.begin_coordinator()
         screen.say(f"reading ICD-10-CM, MONDO and HPO for {len(plan.hospitals)} hospitals")
-        _write_public(plan, work)
+        write_texts(plan, work)
         federation.await_coordinator()
         screen.say("starting the hospitals; each loads torch, then trains")
         for hospital in plan.hospitals:
             federation.start_participant(_participant(plan, hospital, work))
-        federation.run("pivot-0", "cofuse.demo.base_pivot", [str(_base_job(plan, work))])
+        federation.run("pivot-0", "cofuse.demo.base_pivot", [str(base_job(plan, work))])
         federation.wait("pivot-0")
         with federation.connect("operator") as operator:
             operator.import_pivot("pivot-0", work / "pivot-0")
@@ -112,27 +67,11 @@ def run_demo(plan: DemoPlan, screen: Screen) -> DemoResult:
     screen.say("asking the pivot a question of each hospital: cofuse pivot chat")
     asked = first_questions(work / "public" / "evals.json")
     result.chat = ask_pivot(Path(next(iter(result.pivots.values()))), asked)
-    result.bpb, result.accuracy = (_ordered(table, plan) for table in (result.bpb, result.accuracy))
+    result.bpb, result.accuracy = (ordered(table, plan) for table in (result.bpb, result.accuracy))
     result.peak_rss_mb = round(memory.peak_mb, 1)
     result.seconds = round(time.monotonic() - start, 1)
     result.claims = claims(result.bpb)
     return result
-
-
-def claims(bpb: Table) -> list[tuple[str, bool]]:
-    """What the unified pivot must show, as sentences with their truth."""
-    if "unified" not in bpb:
-        return []
-    unified = bpb["unified"]
-    found = [
-        (f"unified is better than base on {domain}", unified[domain] < bpb["base"][domain])
-        for domain in unified
-    ]
-    rivals = [m for m in bpb if m in ("sft", "infifusion") or m.startswith("expert:")]
-    return found + [
-        (f"unified is better than {rival} on the mean", _mean(unified) < _mean(bpb[rival]))
-        for rival in rivals
-    ]
 
 
 @dataclass
@@ -200,55 +139,6 @@ def _clear(out: Path) -> Path:
     work.mkdir(parents=True)
     (out / _MARK).write_text("Made by `cofuse demo`; the next one empties this folder.\n")
     return work
-
-
-def _write_public(plan: DemoPlan, work: Path) -> None:
-    """Private text to each hospital; prompt set, evaluation set and general text to the public."""
-    names = [hospital.department for hospital in plan.hospitals]
-    found = departments(names, plan.seed, limits=plan.settings.limits, source=plan.source)
-    for hospital, department in zip(plan.hospitals, found, strict=True):
-        write_department(department, work / "text" / hospital.name)
-    public = work / "public"
-    public.mkdir()
-    write_prompts(public / "prompts.jsonl", _interleaved(found))
-    evals = {
-        department.name: {
-            "documents": department.heldout,
-            "questions": [
-                {"prompt": q.prompt, "options": q.options, "answer": q.answer}
-                for q in department.questions
-            ],
-        }
-        for department in found
-    }
-    (public / "evals.json").write_text(json.dumps({"domains": evals}), encoding="utf-8")
-    general = general_text(plan.seed, plan.settings.general_bytes, source=plan.source)
-    write_prompts(public / "general.jsonl", general)
-
-
-def _interleaved(found: Sequence[Department]) -> list[Prompt]:
-    """Public documents of all departments, one of each in turn: no block of one topic."""
-    longest = max(len(department.public) for department in found)
-    return [
-        Prompt(text=department.public[at], domain=department.name)
-        for at in range(longest)
-        for department in found
-        if at < len(department.public)
-    ]
-
-
-def _base_job(plan: DemoPlan, work: Path) -> Path:
-    job = {
-        "general": str(work / "public" / "general.jsonl"),
-        "prompts": str(work / "public" / "prompts.jsonl"),
-        "model": plan.settings.pivot_model,
-        "training": plan.settings.pivot_training,
-        "seed": plan.seed,
-        "out": str(work / "pivot-0"),
-    }
-    path = work / "pivot-0.json"
-    path.write_text(json.dumps(job), encoding="utf-8")
-    return path
 
 
 def _participant(plan: DemoPlan, hospital: Hospital, work: Path) -> ParticipantPlan:
@@ -364,23 +254,8 @@ def _take_home(
     ]
 
 
-def _ordered(table: Table, plan: DemoPlan) -> Table:
-    """Base, the experts in their domains' order, the controls, the pivots; domains likewise."""
-    experts = [f"expert:{hospital.name}" for hospital in plan.hospitals]
-    models = ["base", *experts, "sft", "infifusion", *PIVOT_OF.values()]
-    domains = [hospital.department for hospital in plan.hospitals]
-    return {m: {d: table[m][d] for d in domains if d in table[m]} for m in models if m in table}
-
-
 def _collect_egress(plan: DemoPlan, work: Path, result: DemoResult) -> None:
     """Bytes each participant's own egress log says it let out."""
     for hospital in plan.hospitals:
         left = releases(work / hospital.name / "data")
         result.bytes_left[hospital.name] = sum(one.size_bytes for one in left if one.allowed)
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return sum(values.values()) / len(values)
-
-
-__all__ = ["DemoError", "DemoPlan", "DemoResult", "FederationError", "claims", "run_demo"]

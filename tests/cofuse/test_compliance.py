@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from cofuse.cli import app
 from cofuse.compliance import CONTROLS, EXPORTED, egress_csv
 from participant.egress import EgressLog, Release, read_records
-from protos.config import toml_text
+from tests.participant.settings import write_settings
 
 SECRET = "Patient Zebulon Quartermain"
 
@@ -22,18 +22,7 @@ SECRET = "Patient Zebulon Quartermain"
 def home(tmp_path: Path) -> Path:
     home = tmp_path / "st-mary"
     home.mkdir()
-    model = {"hidden_size": 32, "layers": 1, "heads": 1, "vocab_size": 300}
-    settings = {
-        "name": "st-mary",
-        "coordinator": "localhost:1",
-        "corpus": "c.jsonl",
-        "data_dir": "data",
-        "policy": "policy.toml",
-        "model": {"architecture": "llama", **model},
-        "training": {"steps": 1},
-        "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
-    }
-    (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
+    write_settings(home)
     (home / "policy.toml").write_text("version = 2\n", encoding="utf-8")
     (home / "c.jsonl").write_text(json.dumps({"text": SECRET}), encoding="utf-8")
     log = EgressLog(home / "data", "st-mary")

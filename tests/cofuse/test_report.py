@@ -10,13 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cofuse import charts
-from cofuse.report import (
-    Participant,
-    ReportData,
-    means_of,
-    ordered_models,
-    render_report,
-)
+from cofuse.report import Participant, ReportData, render_report
+from cofuse.report_charts import means_of, ordered_models
 
 DOMAINS = ("cardiology", "neurology", "oncology")
 MODELS = (

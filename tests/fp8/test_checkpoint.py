@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fp8.checkpoint import CheckpointError, Position, checkpoints, load, opened, save
+from fp8.checkpoint import Position, checkpoints, load, opened, save
+from fp8.checkpoint_files import CheckpointError
 from fp8.convert import convert_to_float8_training
 from fp8.linear import float8_state
 from fp8.recipe import NVFP4, BlockScaling, CurrentScaling, DelayedScaling, Recipe, RowwiseScaling

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fp8.batches import packed_batches, packed_documents
-from fp8.checkpoint import CheckpointError, checkpoints
+from fp8.checkpoint import checkpoints
+from fp8.checkpoint_files import CheckpointError
 from fp8.convert import convert_to_float8_training
 from fp8.distributed import Ranks, call_inside, full_state_dict, join, layers, shard
 from fp8.documents import Documents

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fp8.batches import IGNORED, count_tokens, packed_documents, part_of
-from fp8.checkpoint import CheckpointError, checkpoints
+from fp8.checkpoint import checkpoints
+from fp8.checkpoint_files import CheckpointError
 from fp8.convert import convert_to_float8_training
 from fp8.distributed import Ranks
 from fp8.documents import Documents

@@ -475,7 +475,7 @@ def test_the_header_is_plain_json_that_anyone_can_read(tmp_path: Path) -> None:
 def test_rows_chosen_otherwise_than_asked_are_refused(change: dict[str, Any]) -> None:
     header = build([[b"a"]], [b"", b"a"], top_k=1)[0].header
     share, wanted = change.pop("share", 1.0), change.pop("wanted", "")
-    asked = {"sampler": "top_k", "draws": 50, "share": share, "pivot_sha256": wanted}
+    asked = {"sampler": "top_k", "draws": 50, "share": share, "pivot_sha256": wanted or "d" * 64}
     right = replace(header, positions=100, shipped=round(100 * share), pivot_sha256=wanted)
     check_asked(right, **asked)
     with pytest.raises(ContributionError, match="the round asks for"):

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cofuse.demo.federation import Federation, ParticipantPlan
-from cofuse.demo.run import DemoPlan, _base_job, _write_public, round_spec
+from cofuse.demo.material import base_job, write_texts
+from cofuse.demo.result import DemoPlan
+from cofuse.demo.run import round_spec
 from cofuse.demo.settings import TINY, DemoSettings
 from cofuse.sdk import Coordinator, Round
 from coordinator.console.users import Users
@@ -87,7 +89,7 @@ def console_site(folder: Path, settings: DemoSettings = TINY) -> Iterator[Site]:
         users.add(OPERATOR, "operator", PASSWORD)
         users.add(RESEARCHER, "researcher", PASSWORD)
         federation.start_coordinator()
-        _write_public(plan, folder)
+        write_texts(plan, folder)
         for hospital in hospitals:
             federation.start_participant(
                 ParticipantPlan(
@@ -100,7 +102,7 @@ def console_site(folder: Path, settings: DemoSettings = TINY) -> Iterator[Site]:
             )
         # Read anew for each round.
         (folder / hospitals[2].name / "policy.toml").write_text(ASKS, encoding="utf-8")
-        federation.run("pivot-0", "cofuse.demo.base_pivot", [str(_base_job(plan, folder))])
+        federation.run("pivot-0", "cofuse.demo.base_pivot", [str(base_job(plan, folder))])
         federation.wait("pivot-0")
         operator, researcher = federation.connect("operator"), federation.connect("researcher")
         with operator, researcher:

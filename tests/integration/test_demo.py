@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from cofuse.demo.present import show_result, write_report
-from cofuse.demo.run import DemoError, DemoPlan, DemoResult, _clear, claims, run_demo
+from cofuse.demo.result import DemoPlan, DemoResult, claims
+from cofuse.demo.run import DemoError, _clear, run_demo
 from cofuse.demo.screen import screen
 from cofuse.demo.settings import TINY
 

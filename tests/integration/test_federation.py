@@ -22,7 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.phi import files_below, forms, hits, likeliest, plant, secrets
 from cofuse.demo.federation import Federation, ParticipantPlan
-from cofuse.demo.run import DemoPlan, _base_job, _write_public, round_spec
+from cofuse.demo.material import base_job, write_texts
+from cofuse.demo.result import DemoPlan
+from cofuse.demo.run import round_spec
 from cofuse.demo.settings import TINY
 from cofuse.sdk import Coordinator, Pivot, Round
 from coordinator.artifacts import Artifacts
@@ -72,11 +74,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         recorders = [_recorder(work, http2=True), _recorder(work, http2=False)]
         federation.start_coordinator(engine_advertise=recorders[1].address)
         recorders[0].target, recorders[1].target = federation.address, federation.engine_address
-        _write_public(plan, work)
+        write_texts(plan, work)
         for hospital in HOSPITALS:
             plant(work / "text" / hospital.name / "private.jsonl", hospital.name)
         _start_participants(federation, work, recorders)
-        federation.run("pivot-0", "cofuse.demo.base_pivot", [str(_base_job(plan, work))])
+        federation.run("pivot-0", "cofuse.demo.base_pivot", [str(base_job(plan, work))])
         federation.wait("pivot-0")
         with federation.connect("operator") as operator:
             operator.import_pivot("pivot-0", work / "pivot-0")

@@ -32,6 +32,7 @@ from protos.public_sets import write_prompts
 from protos.spec import RoundSpec
 from tests.integration.household import Household
 from tests.integration.recorder import Recorder
+from tests.participant.settings import write_settings
 from trust import audit
 from trust.ca import create_authority, new_identity, sign_request
 
@@ -112,17 +113,13 @@ class Hub:
         (home / "corpus.jsonl").write_text(json.dumps({"text": " ".join(TEXTS) * 20}))
         policy = {"ship_logits": True, "ship_weights": True, "ship_scores": True}
         (home / "policy.toml").write_text(toml_text(policy), encoding="utf-8")
-        settings = {
-            "name": name,
-            "coordinator": self.services.address,
-            "corpus": "corpus.jsonl",
-            "data_dir": "data",
-            "policy": "policy.toml",
-            "model": spec_of(len(tokenizer)),
-            "training": {"steps": 1},
-            "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
-        }
-        (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
+        write_settings(
+            home,
+            name=name,
+            coordinator=self.services.address,
+            corpus="corpus.jsonl",
+            model=spec_of(len(tokenizer)),
+        )
         self.sites[name] = Site(home)
         return self.sites[name]
 

@@ -10,7 +10,7 @@ from participant.egress import CHECKED, read_records
 from participant.landlock import SCOPE_ABI, abi
 from participant.probe import Attempt
 from participant.sandbox import Held
-from protos.config import toml_text
+from tests.participant.settings import write_settings
 
 NOWHERE = Held(namespace="refused", landlock="refused")
 WHOLE = Held(abi=SCOPE_ABI)
@@ -21,24 +21,7 @@ def config_at(home: Path, corpus: Path) -> ParticipantConfig:
     corpus.parent.mkdir(parents=True, exist_ok=True)
     for path in (corpus, home / "policy.toml", home / "key.pem"):
         path.write_text("", encoding="utf-8")
-    settings = {
-        "name": "p",
-        "coordinator": "127.0.0.1:1",
-        "corpus": str(corpus),
-        "data_dir": "data",
-        "policy": "policy.toml",
-        "model": {
-            "architecture": "llama",
-            "hidden_size": 32,
-            "layers": 1,
-            "heads": 2,
-            "vocab_size": 300,
-        },
-        "training": {"steps": 1},
-        "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
-    }
-    (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
-    return load_config(home / "participant.toml")
+    return load_config(write_settings(home, corpus=str(corpus)))
 
 
 @pytest.mark.skipif(abi() < SCOPE_ABI, reason="this kernel's Landlock is older than Linux 6.12")

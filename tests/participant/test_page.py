@@ -14,8 +14,8 @@ from participant.config import load_config
 from participant.egress import FOLDER, EgressLog
 from participant.page.app import Desk, build
 from participant.status import PAUSED
-from protos.config import toml_text
 from protos.public_sets import Prompt, write_prompts
+from tests.participant.settings import write_settings
 
 RELEASE = Release(
     round_id="rnd-1",
@@ -46,23 +46,7 @@ class Page:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
-    settings = {
-        "name": "st-mary",
-        "coordinator": "127.0.0.1:1",
-        "corpus": "text.jsonl",
-        "data_dir": "data",
-        "policy": "policy.toml",
-        "model": {
-            "architecture": "llama",
-            "hidden_size": 64,
-            "layers": 1,
-            "heads": 2,
-            "vocab_size": 400,
-        },
-        "training": {"steps": 1},
-        "tls": {"ca": "ca.pem", "certificate": "c.pem", "key": "k.pem"},
-    }
-    (tmp_path / "participant.toml").write_text(toml_text(settings))
+    write_settings(tmp_path)
     (tmp_path / "policy.toml").write_text("version = 2\n")
     data = tmp_path / "data"
     (data / "rounds" / "rnd-1").mkdir(parents=True)

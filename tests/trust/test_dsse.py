@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trust.canonical import canonical
 from trust.dsse import (
     MAX_ENVELOPE_BYTES,
     EnvelopeError,
-    canonical,
     pae,
     parse_canonical,
     seal,
@@ -117,12 +117,6 @@ def test_each_value_has_one_spelling_which_alone_is_read(value: Any) -> None:
     assert raw == canonical(json.loads(raw))
     with pytest.raises(EnvelopeError):
         parse_canonical(raw + b" ")
-
-
-@pytest.mark.parametrize("value", [1.5, 2**53, {"\u00e4": 1}, {1: 1}, b"x", "\ud800", {1, 2}])
-def test_values_without_one_spelling_are_refused(value: Any) -> None:
-    with pytest.raises(TypeError):
-        canonical(value)
 
 
 @pytest.mark.parametrize("raw", [b'{"a":1,"a":1}', b"1.0", b"NaN", b'"\\u0041"', b"\xff", b"1e2"])

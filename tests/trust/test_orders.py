@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trust.ca import create_authority, new_identity, sign_request
-from trust.dsse import canonical
+from trust.canonical import canonical
 from trust.identity import Role
 from trust.orders import MAX_LIFETIME, open_order, open_promotion, sign_as
 from trust.pivot_manifest import utc

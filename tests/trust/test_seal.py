@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trust import seal
-from trust.dsse import canonical
+from trust.canonical import canonical
 from trust.keys import KeyFileError
 from trust.seal import (
     MAX_HEADER_BYTES,

@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trust.dsse import canonical, seal
+from trust.canonical import canonical
+from trust.dsse import seal
 from trust.pivot_manifest import PAYLOAD_TYPE
 from trust.statements import (
     Approval,

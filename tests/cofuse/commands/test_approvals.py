@@ -5,37 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from cofuse.cli import app
 from participant.approvals import Approvals
 from participant.budget import Ledger, Question
 from participant.policy import LogitLimits
-from protos.config import toml_text
 from protos.public_sets import write_prompts
+from tests.cofuse import command_line
 from tests.cofuse.envelope import told
+from tests.participant.settings import write_settings
 from tests.participant.test_approvals import release
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    settings = {
-        "name": "st-mary",
-        "coordinator": "localhost:1",
-        "corpus": "c.jsonl",
-        "data_dir": "data",
-        "policy": "policy.toml",
-        "model": {
-            "architecture": "llama",
-            "hidden_size": 32,
-            "layers": 1,
-            "heads": 1,
-            "vocab_size": 300,
-        },
-        "training": {"steps": 1},
-        "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
-    }
-    (tmp_path / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
+    write_settings(tmp_path)
     files = tmp_path / "data" / "rounds" / "rnd-2"
     files.mkdir(parents=True)
     write_prompts(files / "prompts.jsonl", [f"public text {number}" for number in range(50)])
@@ -64,9 +47,8 @@ def waiting(home: Path, round_id: str = "rnd-2", **change: Any) -> str:
     return desk(home).ask(release(round_id, **known | change)).release_id
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["approve", *map(str, arguments)])
-    return result.exit_code, result.stdout, result.stderr
+def run(*words: object) -> tuple[int, str, str]:
+    return command_line.run("approve", *words)
 
 
 def test_everything_that_an_approver_should_know_is_shown_and_nothing_decided(home: Path) -> None:

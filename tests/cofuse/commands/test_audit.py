@@ -4,14 +4,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from cofuse.cli import app
 from coordinator.auditor import Auditor
 from participant.egress import FOLDER, EgressLog, read_records
-from protos.config import toml_text
+from tests.cofuse.command_line import run
 from tests.cofuse.envelope import told
 from tests.coordinator.archive import Archive, make_archive
+from tests.participant.settings import write_settings
 from trust.audit_files import segments
 from trust.chain import Head
 
@@ -21,18 +20,7 @@ def home(tmp_path: Path) -> Path:
     """A participant's folder with five releases and a refusal."""
     home = tmp_path / "st-mary"
     home.mkdir()
-    model = {"hidden_size": 32, "layers": 1, "heads": 1, "vocab_size": 300}
-    settings = {
-        "name": "st-mary",
-        "coordinator": "localhost:1",
-        "corpus": "c.jsonl",
-        "data_dir": "data",
-        "policy": "policy.toml",
-        "model": {"architecture": "llama", **model},
-        "training": {"steps": 1},
-        "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
-    }
-    (home / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
+    write_settings(home)
     log = EgressLog(home / "data", "st-mary")
     for number in range(5):
         log.append(
@@ -45,11 +33,6 @@ def home(tmp_path: Path) -> Path:
     log.refuse(round_id="rnd-9", what="weights", why="ship_weights is false")
     log.close()
     return home
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [*map(str, arguments)])
-    return result.exit_code, result.stdout, result.stderr
 
 
 def answer(*arguments: object) -> dict[str, object]:

@@ -7,18 +7,12 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from cofuse.cli import app
 from cofuse.commands.reference import MODELS
 from participant.status import paused
 from protos.tls import TlsFiles
+from tests.cofuse.command_line import run
 from tests.cofuse.envelope import told
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture

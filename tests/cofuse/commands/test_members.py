@@ -4,24 +4,17 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from cofuse.cli import app
 from coordinator.config import load_config
 from coordinator.revocations import Revocations
 from coordinator.store import Store
 from coordinator.wiring import serving
 from participant.config import load_config as load_participant
 from participant.policy import load_policy
+from tests.cofuse.command_line import run
 from trust.ca import new_identity, sign_request
 from trust.identity import Identity, Leaf, fingerprint
 from trust.tokens import Token, new_token, parse_token
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    """Exit status, stdout, stderr."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture

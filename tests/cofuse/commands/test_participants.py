@@ -3,40 +3,21 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from cofuse.cli import app
 from participant.status import PAUSED, StatusServer
-from protos.config import toml_text
+from tests.cofuse import command_line
 from tests.cofuse.envelope import told
+from tests.participant.settings import write_settings
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    settings = {
-        "name": "st-mary",
-        "coordinator": "localhost:1",
-        "corpus": "c.jsonl",
-        "data_dir": "data",
-        "policy": "policy.toml",
-        "model": {
-            "architecture": "llama",
-            "hidden_size": 32,
-            "layers": 1,
-            "heads": 1,
-            "vocab_size": 300,
-        },
-        "training": {"steps": 1},
-        "schedule": {"start": "20:00", "end": "06:00", "days": ["fri"]},
-        "tls": {"ca": "ca.pem", "certificate": "certificate.pem", "key": "key.pem"},
-    }
-    (tmp_path / "participant.toml").write_text(toml_text(settings), encoding="utf-8")
+    write_settings(tmp_path, schedule={"start": "20:00", "end": "06:00", "days": ["fri"]})
     return tmp_path
 
 
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["participant", *map(str, arguments)])
-    return result.exit_code, result.stdout, result.stderr
+def run(*words: object) -> tuple[int, str, str]:
+    return command_line.run("participant", *words)
 
 
 def test_pause_and_resume_need_no_daemon_and_outlive_one(home: Path) -> None:
