@@ -19,6 +19,7 @@ import psutil
 from coordinator.standing import Standing
 from protos.process import end, spawn
 from protos.spec import RoundSpec
+from trust.walls import scratch
 
 BEAT_S: Final = 5.0
 TRY_AGAIN: Final = 75
@@ -142,11 +143,13 @@ class Fusion:
         with self._lock:
             if self._stopped:
                 return None
+            place = self._job.directory / "scratch"
+            place.mkdir(exist_ok=True)
             self._worker = spawn(
                 "coordinator.fuse_worker",
                 [str(self._job.directory)],
                 stderr=stderr,
-                environment={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+                environment={**scratch(place), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )
             return self._worker
 

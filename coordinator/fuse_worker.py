@@ -28,6 +28,7 @@ from coordinator.pivot_card import json_text
 from coordinator.pivot_files import write_pivot
 from coordinator.pivot_tasks import MAX_DOMAINS, METRIC
 from coordinator.sealed import Worker, is_sealed
+from coordinator.walls import fusion_wall
 from fp8.train import Progress
 from fusion.codec import LogitFile
 from fusion.credit import leave_one_out
@@ -41,6 +42,7 @@ from protos.files import flush
 from protos.messages import Report
 from protos.process import PARENT_VARIABLE, die_with_parent
 from protos.public_sets import read_evals, read_prompt_set
+from trust.walls import enter
 
 PIVOT_MODEL: Final = {"unified": "unified", "pairwise": "pairwise", "merge": "weights"}
 """What the pivot is called in the tables, by method."""
@@ -260,10 +262,12 @@ def _one_thread() -> None:
 
 def main(argv: list[str]) -> int:
     """Run the job of one folder."""
-    die_with_parent()
+    folder = Path(argv[0])
+    for words in enter(fusion_wall(FuseJob.load(folder))).missing:
+        sys.stderr.write(f"{words}\n")
+    die_with_parent()  # after the wall: a new user namespace may forget it
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     torch.set_num_threads(1)
-    folder = Path(argv[0])
     with (folder / "lock").open("w") as lock:
         # An older worker that is still dying has it, and so have its children: one at a time.
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,7 @@
-"""Holds the fusion worker's key: `python -m coordinator.opener FOLDER PUBLIC`, the server's child.
+"""Holds the fusion worker's key: the server's child, behind a wall.
+
+`python -m coordinator.opener FOLDER PUBLIC ARTIFACTS`: of the key, for its public half, of what may
+be opened (coordinator/walls.py).
 
 A line of JSON asks, a line answers, in any order: {"id": 1, "path": ...} -> {"id": 1} for a
 contribution that counts, {"id": 1, "refused": words}, or {"id": 1, "fault": words, "error_id": ...}
@@ -6,6 +9,7 @@ when this machine failed. What is opened here is removed before the answer; the 
 """
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -16,16 +20,18 @@ from typing import Any, Final
 
 from coordinator.contribution_check import Wanted, check
 from coordinator.sealed import Worker, ensure_worker_key
+from coordinator.walls import SCRATCH, opener_wall
 from fusion.contribution import ContributionError
 from protos import logs
-from protos.files import NO_ROOM
+from protos.files import NO_ROOM, make_folder
 from protos.process import die_with_parent
 from protos.spec import RoundSpec
 from trust.keys import KeyFileError
 from trust.safetensors_header import HeaderError
 from trust.seal import SealError
+from trust.walls import enter
 
-SCRATCH: Final = "opened"
+_LOG = logging.getLogger("coordinator.opener")  # also when this file is the program
 _THREADS: Final = 4
 """Contributions that are looked at side by side; each takes the room of its plain text on disk."""
 
@@ -59,9 +65,8 @@ def answer(worker: Worker, asked: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Answer until the server closes the pipe."""
-    die_with_parent()
     logs.configure("opener")
-    folder, public = Path(argv[0]), Path(argv[1])
+    folder, public, artifacts = map(Path, argv)
     lock = threading.Lock()
 
     def say(words: dict[str, Any]) -> None:
@@ -72,10 +77,15 @@ def main(argv: list[str]) -> int:
         kid = ensure_worker_key(folder, public)
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         (folder / SCRATCH).mkdir(mode=0o700)
+        make_folder(artifacts)  # a rule can only name what is there
+        held = enter(opener_wall(folder, artifacts))
+        die_with_parent()  # after the wall: a new user namespace may forget it
         worker = Worker.at(folder)
     except (KeyFileError, OSError) as error:
         say({"failed": str(error)})
         return 1
+    for words in held.missing:
+        _LOG.warning("%s; cofuse coordinator doctor tells what that means", words)
     say({"ready": kid})
     with ThreadPoolExecutor(_THREADS) as pool:
         for line in sys.stdin:

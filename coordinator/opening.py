@@ -27,11 +27,12 @@ class OpenerError(RuntimeError):
 class Opening:
     """Keeps one opener at work, and starts another when it dies. For many threads."""
 
-    def __init__(self, folder: Path, public: Path) -> None:
+    def __init__(self, folder: Path, public: Path, artifacts: Path) -> None:
         """Args: folder: of the fusion worker's key; made where it is not. public: where the public
-        half is written for others to copy.
+        half is written for others to copy. artifacts: of what is asked about.
         """
-        self._folder, self._public = folder, public
+        self._arguments = [str(path.resolve()) for path in (folder, public, artifacts)]
+        self._public = public
         self._child: subprocess.Popen[str] | None = None
         self._ready: Future[None] = Future()
         self._asked: dict[int, Future[dict[str, Any]]] = {}
@@ -117,8 +118,9 @@ class Opening:
             raise OpenerError("the coordinator is stopping")
         child = self._child = spawn(
             "coordinator.opener",
-            [str(self._folder.resolve()), str(self._public.resolve())],
+            self._arguments,
             stdin=subprocess.PIPE,
+            environment={"OMP_NUM_THREADS": "1"},  # a library's threads would be outside its wall
         )
         self._ready = Future()
         threading.Thread(

@@ -66,7 +66,8 @@ def open_keys(stack: ExitStack, config: CoordinatorConfig) -> Keys:
         config.tls.files().read()  # its errors name the file; the libraries' do not
         signing = ensure_key(config.tls.key, config.tls.ca)
     worker = worker_folder(config.tls.key)
-    opening = Opening(worker, config.tls.ca.with_name(RECIPIENT_FILE))
+    public = config.tls.ca.with_name(RECIPIENT_FILE)
+    opening = Opening(worker, public, config.data_dir / "artifacts")
     stack.callback(opening.stop)
     with told("tls"):
         opening.start()

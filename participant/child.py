@@ -21,7 +21,6 @@ from participant.sandbox import (
     ROLES,
     Role,
     courier_certificate,
-    enter,
     make_folders,
     scratch,
     wall_of,
@@ -32,6 +31,7 @@ from protos.errors import RemoteError
 from protos.process import die_with_parent, on_stop_signal
 from trust.chain import AuditError
 from trust.keys import KeyFileError
+from trust.walls import enter
 
 BAD_CONFIG: Final = 2
 """Exit status: nothing helps but another configuration."""

@@ -1,5 +1,6 @@
 """`cofuse coordinator`: what a consortium operator does."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 
 from cofuse.commands import members, upkeep, users
 from cofuse.commands.connection import answer, fail, say, tell
+from cofuse.commands.doctor import show
 from cofuse.output import App
 
 app = App(no_args_is_help=True, help="Run the consortium's coordinator.")
@@ -136,6 +138,35 @@ def rotate(
     tell(f"fusion worker {new}")
     say(f"send {public} to every participant; {old[:16]} still opens")
     answer({"fusion_worker": new, "retired": old, "file": str(public)})
+
+
+@app.command()
+def doctor(home: Home) -> None:
+    """Try what must not be possible where contributions are opened: dial, read another key.
+
+    Each attempt is made behind the wall of the opener and of the fusion worker, which hold the key
+    that opens contributions. Exit status 1: something got through that should have been stopped.
+    """
+    from coordinator.checkup import check
+    from coordinator.config import load_config
+    from protos.config import ConfigError
+
+    try:
+        config = load_config(home / "coordinator.toml")
+        found = check(home / "coordinator.toml", config)
+    except ConfigError as error:
+        fail(error, 2)
+    except (OSError, RuntimeError) as error:
+        fail(error)
+    show(found)
+    if found.broken:
+        fail(
+            f"{len(found.broken)} got through: accept no contribution. A folder of the hub that "
+            "lies below one of programs (/usr, /etc, a Python environment) moves elsewhere",
+            code="wall_broken",
+            data=asdict(found),
+        )
+    answer(asdict(found))
 
 
 @app.command()

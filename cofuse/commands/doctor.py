@@ -2,11 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cofuse.commands.connection import answer, fail, say, tell
+
+if TYPE_CHECKING:
+    from trust.attempts import Checkup
 
 
 def doctor(home: Annotated[Path, typer.Argument(help="The participant's folder.")]) -> None:
@@ -30,11 +33,7 @@ def doctor(home: Annotated[Path, typer.Argument(help="The participant's folder."
         fail(error, 2)
     except (AuditError, KeyFileError, OSError, RuntimeError) as error:
         fail(error)
-    for one in found.findings:
-        words = one.stopped_by and f"({one.stopped_by})"
-        tell(f"{one.verdict:<20} {one.role:<8} {one.says} {words}".rstrip())
-    for words in found.missing:
-        say(f"not on this machine: {words}")
+    show(found)
     if found.broken:
         fail(
             f"{len(found.broken)} got through: let this participant serve no round. A corpus that "
@@ -46,3 +45,12 @@ def doctor(home: Annotated[Path, typer.Argument(help="The participant's folder."
         words = "; ".join(found.missing)
         fail(f'walls = "required", and: {words}', code="wall_broken", data=asdict(found))
     answer(asdict(found))
+
+
+def show(found: "Checkup") -> None:
+    """Each attempt with its outcome on stdout, what the platform lacks on stderr."""
+    for one in found.findings:
+        words = one.stopped_by and f"({one.stopped_by})"
+        tell(f"{one.verdict:<20} {one.role:<13} {one.says} {words}".rstrip())
+    for words in found.missing:
+        say(f"not on this machine: {words}")

@@ -18,6 +18,7 @@ from coordinator.fusion_runs import plan
 from coordinator.pivot_card import license_of, model_card, table
 from protos.process import PARENT_VARIABLE
 from protos.spec import RoundSpec
+from trust.walls import Held
 
 
 def spec(**change: Any) -> RoundSpec:
@@ -142,6 +143,7 @@ def test_a_folder_is_on_disk_before_it_has_its_name(
 def lone_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A job's folder; the worker runs in this process and must not change it."""
     monkeypatch.setattr(fuse_worker, "die_with_parent", lambda: None)
+    monkeypatch.setattr(fuse_worker, "enter", lambda _: Held())
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setenv(PARENT_VARIABLE, "0")
     FuseJob(

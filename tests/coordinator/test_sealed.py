@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.fuse_job import FuseJob
 from coordinator.fuse_worker import open_contributions
-from coordinator.opener import SCRATCH, answer
+from coordinator.opener import answer
 from coordinator.opening import OpenerError, Opening
 from coordinator.sealed import (
     RETIRED,
@@ -18,6 +18,7 @@ from coordinator.sealed import (
     forget_retired_keys,
     rotate_worker_key,
 )
+from coordinator.walls import SCRATCH
 from participant.sealer import Sealer
 from protos.spec import RoundSpec
 from trust.keys import KeyFileError
@@ -188,7 +189,7 @@ def test_the_opener_removes_what_it_opened_whatever_it_finds(hub: Hub) -> None:
 def test_a_hub_whose_key_others_may_read_does_not_start(hub: Hub) -> None:
     hub.public.unlink()
     (hub.folder / "key.pem").chmod(0o644)
-    opening = Opening(hub.folder, hub.public)
+    opening = Opening(hub.folder, hub.public, hub.root / "artifacts")
     with pytest.raises(OpenerError, match="chmod 600"):
         opening.start()
     opening.stop()

@@ -1,19 +1,14 @@
-"""The walls between the participant's processes, tried for real; what an outcome says."""
+"""The walls between the participant's processes, tried for real."""
 
 from pathlib import Path
 
 import pytest
 
-from participant.checkup import Verdict, attempts_of, check, judge, record
+from participant.checkup import attempts_of, check, record
 from participant.config import ParticipantConfig, load_config
 from participant.egress import CHECKED, read_records
-from participant.landlock import SCOPE_ABI, abi
-from participant.probe import Attempt
-from participant.sandbox import Held
 from tests.participant.settings import write_settings
-
-NOWHERE = Held(namespace="refused", landlock="refused")
-WHOLE = Held(abi=SCOPE_ABI)
+from trust.landlock import SCOPE_ABI, abi
 
 
 def config_at(home: Path, corpus: Path) -> ParticipantConfig:
@@ -41,29 +36,6 @@ def test_every_wall_holds_and_a_corpus_in_the_couriers_own_folder_is_found_out(
     (line,) = read_records(config.data_dir, CHECKED)
     assert line["res"] == "deny"
     assert line["data"]["broken"] == ["courier reads the corpus", "courier changes the corpus"]
-
-
-@pytest.mark.parametrize(
-    ("verb", "held", "says"),
-    [
-        ("connect", WHOLE, "broken"),
-        ("connect", Held(namespace="refused", abi=4), "broken"),  # Landlock closes TCP by itself
-        ("connect", Held(namespace="refused", abi=3), "not enforceable here"),
-        ("connect", Held(landlock="refused"), "broken"),
-        ("send", Held(namespace="refused", abi=6), "not enforceable here"),
-        ("send", WHOLE, "broken"),
-        ("abstract", Held(abi=5), "not enforceable here"),
-        ("listen", Held(abi=3), "not enforceable here"),
-        ("read", Held(abi=1), "broken"),
-        ("make", NOWHERE, "not enforceable here"),
-    ],
-)
-def test_what_got_through_is_broken_only_where_the_kernel_had_agreed_to_stop_it(
-    verb: str, held: Held, says: Verdict
-) -> None:
-    one = Attempt(verb=verb, target="", says="")
-    assert judge(one, held, stopped_by="") == says
-    assert judge(one, held, stopped_by="Permission denied") == "held"
 
 
 def test_nothing_is_tried_on_what_is_not_there(tmp_path: Path) -> None:

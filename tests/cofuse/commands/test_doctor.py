@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 from cofuse.cli import app
 from participant import checkup
 from participant.egress import CHECKED, read_records
-from participant.probe import Attempt
-from participant.sandbox import Held, Role
 from tests.participant.test_checkup import config_at
+from trust.attempts import Attempt
+from trust.walls import Held
 
 WHOLE = Held(abi=6)
 NONE = Held(namespace="found no leave", landlock="found a kernel without Landlock")
@@ -20,7 +20,9 @@ NONE = Held(namespace="found no leave", landlock="found a kernel without Landloc
 def stand_in(held: Held, through: tuple[str, ...]) -> object:
     """A probe whose kernel agreed to `held`, and which some verbs got through."""
 
-    def probe(_role: Role, _toml: Path, attempts: list[Attempt]) -> tuple[Held, list[str]]:
+    def probe(
+        _module: str, _arguments: list[str], attempts: list[Attempt]
+    ) -> tuple[Held, list[str]]:
         return held, ["" if one.verb in through else "Permission denied" for one in attempts]
 
     return probe
@@ -48,7 +50,7 @@ def test_it_fails_when_a_wall_that_should_stand_does_not(
     config = config_at(tmp_path, tmp_path / "corpus.jsonl")
     toml = tmp_path / "participant.toml"
     toml.write_text(f'walls = "{walls}"\n{toml.read_text()}', encoding="utf-8")
-    monkeypatch.setattr(checkup, "_probe", stand_in(held, through))
+    monkeypatch.setattr(checkup, "probe", stand_in(held, through))
     done = CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"])
     assert done.exit_code == status, done.output
     assert words in done.stderr
