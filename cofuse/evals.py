@@ -12,6 +12,7 @@ MEASURES: Final = {
     "accuracy": "accuracy",
     "letter": "examination questions, by the likeliest letter",
     "written": "examination questions, by the letter it writes",
+    "preference": "held-out pairs whose chosen answer it prefers",
 }
 
 
@@ -41,17 +42,21 @@ class Evals:
     """Measure -> model -> domain -> value."""
     questions: Mapping[str, int] = field(default_factory=dict)
     """How many each domain's shares are shares of; empty in pivots of older releases."""
+    pairs: Mapping[str, int] = field(default_factory=dict)
+    """How many held-out pairs each domain has (preference fusions)."""
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Evals":
         """Read what a pivot's evals.json says."""
         tables = {key: said[key] for key in MEASURES if said.get(key)}
         pivot, questions = str(said.get("pivot", "")), said.get("questions", {})
-        return cls(pivot=pivot, tables=tables, questions=questions)
+        pairs = said.get("pairs", {}).get("held_out", {})
+        return cls(pivot=pivot, tables=tables, questions=questions, pairs=pairs)
 
     def interval(self, measure: str, domain: str, value: float) -> tuple[float, float] | None:
         """The 95 % interval of a share; None of what is none, or of an unknown number."""
-        return interval_or_none(value, 0 if measure == "bpb" else self.questions.get(domain, 0))
+        asked = {"bpb": {}, "preference": self.pairs}.get(measure, self.questions)
+        return interval_or_none(value, asked.get(domain, 0))
 
     def cells(self) -> list[Cell]:
         """Every number, in rows that a data frame takes: pandas.DataFrame(evals.cells())."""

@@ -6,23 +6,27 @@ Loads tokenizers and headers, never weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from cofuse.local_merge import check_merge
 from cofuse.local_models import Kind, LocalInputError, Model, kind_of, read_model
+from cofuse.local_pairs import PairsChecked, PairsRead, check_pairs, read_by, read_file
 from cofuse.local_spec import LocalSpec
 from cofuse.local_tokens import Starts, cut, row_bytes, shared_places
 from fusion.codec import check_logits
 from fusion.contribution import ContributionError
 from protos.chunks import sha256_of
+from protos.pair_spec import PairTraining
 from protos.public_sets import PublicSetError, read_evals, read_prompts
+from protos.spec import RoundSpec, TrainingSpec
 
 _OF_METHOD: Final[dict[str, frozenset[Kind]]] = {
     "unified": frozenset({"model", "logits"}),
     "pairwise": frozenset({"model", "logits"}),
     "merge": frozenset({"model", "delta"}),
+    "preference": frozenset({"model", "scores"}),
 }
 
 
@@ -43,6 +47,8 @@ class Source:
     one_to_one: float | None = None
     """Share of the pivot's positions at which both also read the same bytes next."""
     contribution_bytes: int | None = None
+    pairs: PairsRead | None = None
+    """How it reads the pairs (method preference)."""
 
     def facts(self) -> dict[str, Any]:
         """The row of the table."""
@@ -54,6 +60,7 @@ class Source:
             "architecture": model.architecture if model else None,
             "parameters": model.parameters if model else None,
             **{key: getattr(self, key) for key in _MEASURED},
+            "pairs": self.pairs and asdict(self.pairs),
         }
 
 
@@ -73,13 +80,18 @@ class Checked:
     prompt_bytes: int
     pivot_tokens: int
     """Positions of the prompt set under the pivot's tokenizer."""
+    pairs: PairsChecked | None = None
+    """Of method preference, which has no prompt set."""
 
     @property
     def epochs(self) -> float | None:
-        """How often a run reads the prompt set; None when nothing is trained."""
+        """How often a run reads the prompt set, or the pairs; None when nothing is trained."""
         training = self.spec.round.training
         if not trains(self.spec):
             return None
+        if isinstance(training, PairTraining):
+            assert self.pairs is not None
+            return training.steps * training.batch_size / self.pairs.learned
         return training.steps * training.batch_size * training.seq_len / self.pivot_tokens
 
     def facts(self) -> dict[str, Any]:
@@ -98,6 +110,7 @@ class Checked:
             "training": None
             if self.epochs is None
             else {**training.model_dump(), "epochs": round(self.epochs, 3)},
+            "pairs": self.pairs and self.pairs.facts(),
             "sources": [source.facts() for source in self.sources],
         }
 
@@ -115,7 +128,7 @@ def check(spec: LocalSpec) -> Checked:
     pivot = _read(spec, spec.pivot, "pivot")
     sources = [_look(spec, name, path) for name, path in spec.sources.items()]
     _require_one_kind(spec, sources)
-    for key, path in (("prompts", spec.prompts), ("evals", spec.evals)):
+    for key, path in (("prompts", spec.prompts), ("pairs", spec.pairs), ("evals", spec.evals)):
         if path is not None and not path.is_file():
             raise LocalInputError(
                 f"{key}: there is no file {path}; paths start at the spec's folder"
@@ -133,6 +146,8 @@ def check(spec: LocalSpec) -> Checked:
     )
     if spec.round.method == "merge":
         check_merge(spec, pivot, {source.name: source.kind for source in sources})
+    if spec.pairs is not None:
+        return _check_pairs(checked)
     return checked if spec.prompts is None else _check_prompts(checked, read_prompts(spec.prompts))
 
 
@@ -195,12 +210,28 @@ def _check_evals(spec: LocalSpec) -> None:
                 )
 
 
+def _check_pairs(checked: Checked) -> Checked:
+    """Read the pairs with every tokenizer, and the files of scores."""
+    found = check_pairs(checked.spec, checked.pivot)
+
+    def read(source: Source) -> Source:
+        key, pairs = f"sources.{source.name}", found.file.pairs
+        if source.model is None:
+            size = source.path.stat().st_size
+            told = read_file(key, source.path, pairs)
+            return replace(source, pairs=told, contribution_bytes=size)
+        return replace(source, pairs=read_by(key, source.model, pairs))
+
+    return replace(checked, pairs=found, sources=tuple(map(read, checked.sources)))
+
+
 def _check_prompts(checked: Checked, prompts: Sequence[str]) -> Checked:
     """Spell the prompt set with every tokenizer, and compare where they cut it."""
     spec, pivot = checked.spec, checked.pivot
     starts = cut("pivot", pivot, prompts)
     tokens = sum(map(len, starts))
     training = spec.round.training
+    assert isinstance(training, TrainingSpec)
     if trains(spec):
         if tokens < training.seq_len:
             raise LocalInputError(
@@ -225,6 +256,7 @@ def _check_prompts(checked: Checked, prompts: Sequence[str]) -> Checked:
 
 
 def _measure(checked: Checked, source: Source, prompts: Sequence[str], pivot: Starts) -> Source:
+    assert isinstance(checked.spec.round, RoundSpec)
     top_k = checked.spec.round.top_k
     if source.model is None:
         assert checked.prompts_sha256 is not None

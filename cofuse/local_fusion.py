@@ -26,7 +26,9 @@ from coordinator.pivot_card import json_text, model_card, sums
 from fusion.contribution import CODEC_VERSION
 from protos.chunks import sha256_of
 from protos.messages import Report, Scores
+from protos.pair_spec import PairSpec
 from protos.process import end, spawn
+from protos.spec import RoundSpec
 
 if TYPE_CHECKING:
     from cofuse.local_check import Checked, Source
@@ -56,15 +58,15 @@ class Wanted:
     """What the worker reads; of a model to merge, its (first) file of weights."""
     model_sha256: str | None = None
     """None for a contribution file."""
-    logits: Path | None = None
-    """The contribution, when it is to be made here."""
+    made: Path | None = None
+    """The contribution, when it is to be made here: log-probabilities, or scores of pairs."""
     scores: Path | None = None
     """The model's own scores, JSON; None when nobody asks for them."""
 
     @property
     def missing(self) -> bool:
         """Whether there is something to make."""
-        return any(path is not None and not path.exists() for path in (self.logits, self.scores))
+        return any(path is not None and not path.exists() for path in (self.made, self.scores))
 
 
 def fuse_locally(checked: "Checked", work: Path, *, workers: int, on_event: OnEvent) -> FuseJob:
@@ -100,14 +102,12 @@ def _wanted(checked: "Checked", source: "Source", folder: Path) -> Wanted:
     # The same weights with another tokenizer or config are another expert.
     names = sorted(n for n in model.files if n.endswith(".json") and "index" not in n)
     digest = _key(weights, *(sha256_of(model.files[name]) for name in names))
-    rows = [f"k{spec.top_k}", f"v{CODEC_VERSION}"]
-    if spec.sampler == "samples":
-        rows.append(f"n{spec.draws} s{spec.seed}")
-    if spec.ship_share < 1:
-        rows.append(f"{spec.ship_share} over {checked.pivot.digest()}")
-    asked = _key(digest, str(checked.prompts_sha256), *rows)
-    merges = spec.method == "merge"
-    logits = None if merges else folder / f"logits-{asked}.safetensors"
+    made = None
+    if isinstance(spec, PairSpec):
+        assert checked.pairs is not None
+        made = folder / f"pairs-{_key(digest, checked.pairs.sha256)}.json"
+    elif spec.method != "merge":
+        made = folder / f"logits-{_asked(checked, spec, digest)}.safetensors"
     scores = None
     if checked.evals_sha256 is not None and model.quantized is None:
         scores = folder / f"scores-{_key(digest, checked.evals_sha256)}.json"
@@ -116,10 +116,20 @@ def _wanted(checked: "Checked", source: "Source", folder: Path) -> Wanted:
         path=path,
         digest=digest,
         model_sha256=weights,
-        contribution=logits or model.weights[0],
-        logits=logits,
+        contribution=made or model.weights[0],
+        made=made,
         scores=scores,
     )
+
+
+def _asked(checked: "Checked", spec: RoundSpec, digest: str) -> str:
+    """The key of what is asked of a model about the prompt set."""
+    rows = [f"k{spec.top_k}", f"v{CODEC_VERSION}"]
+    if spec.sampler == "samples":
+        rows.append(f"n{spec.draws} s{spec.seed}")
+    if spec.ship_share < 1:
+        rows.append(f"{spec.ship_share} over {checked.pivot.digest()}")
+    return _key(digest, str(checked.prompts_sha256), *rows)
 
 
 def _ask_sources(
@@ -135,6 +145,7 @@ def _ask_sources(
         "pivot": checked.pivot.folder,
         "prompts": spec.prompts,
         "prompts_sha256": checked.prompts_sha256,
+        "pairs": spec.pairs,
         "evals": spec.evals,
         "spec": spec.round.model_dump(mode="json"),
         "sources": [asdict(row) for row in wanted if row.model_sha256 is not None],
@@ -150,6 +161,8 @@ def _job(checked: "Checked", work: Path, wanted: list[Wanted], workers: int) -> 
     """The fusion as the coordinator's worker takes it, in a folder named by all that decides it."""
     spec = checked.spec
     digests = {"prompts": checked.prompts_sha256, "evals": checked.evals_sha256}
+    if spec.pairs is not None:
+        digests = {"pairs": sha256_of(spec.pairs), "evals": checked.evals_sha256}
     pinned = {key: value and f"sha256:{value}" for key, value in digests.items()}
     round_spec = spec.round.model_copy(update=pinned)
     files = checked.pivot.files
@@ -169,6 +182,7 @@ def _job(checked: "Checked", work: Path, wanted: list[Wanted], workers: int) -> 
         reports={},
         prompts=spec.prompts,
         evals=spec.evals,
+        pairs=spec.pairs,
         workers=workers,
     )
 

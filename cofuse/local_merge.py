@@ -12,6 +12,7 @@ from fusion.delta_file import check_delta
 from fusion.merge_files import MergeReport, merge_directories
 from fusion.merge_fit import check_tensors, check_vocabulary, twins_of
 from fusion.model_folder import open_model
+from protos.spec import RoundSpec
 
 
 def check_merge(spec: LocalSpec, pivot: Model, kinds: Mapping[str, Kind]) -> None:
@@ -20,6 +21,7 @@ def check_merge(spec: LocalSpec, pivot: Model, kinds: Mapping[str, Kind]) -> Non
     Args: kinds: by source; all alike.
     Raises: MergeError, LocalInputError.
     """
+    assert isinstance(spec.round, RoundSpec)
     settings = merge_settings(spec.round)
     if "model" not in kinds.values():
         _check_deltas(spec, pivot)
@@ -47,8 +49,9 @@ def try_merge(spec: LocalSpec, kinds: Mapping[str, Kind]) -> MergeReport | None:
 
     Returns: None when there are no models to merge, or the merge reads the models' gradients.
     """
-    merges = spec.round.method == "merge" and "model" in kinds.values()
-    if not merges or spec.round.merge == "fisher":
+    if not isinstance(spec.round, RoundSpec) or spec.round.method != "merge":
+        return None
+    if "model" not in kinds.values() or spec.round.merge == "fisher":
         return None
     nowhere = spec.pivot / "never-written"
     settings = merge_settings(spec.round)

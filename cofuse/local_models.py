@@ -12,9 +12,10 @@ from typing import Any, Final, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from fusion.pair_scores import is_scores
 from protos.chunks import sha256_of
 
-Kind = Literal["model", "logits", "delta"]
+Kind = Literal["model", "logits", "delta", "scores"]
 _KINDS: Final[Mapping[str, Kind]] = {"LogitHeader": "logits", "DeltaHeader": "delta"}
 """Kind of a contribution file by what its metadata calls its format."""
 _TOKENIZER: Final = "tokenizer.json"
@@ -116,6 +117,8 @@ def kind_of(path: Path) -> Kind:
             f"{path}: there is nothing, wanted a model directory or a contribution file; paths "
             "start at the spec's folder"
         )
+    if is_scores(path):
+        return "scores"
     try:
         with safe_open(path, framework="numpy") as file:
             named = (file.metadata() or {}).get("format", "")

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerFast
 
+from cofuse.local_models import read_model
 from coordinator.fuse_worker import score
 from coordinator.merging import merge_settings
 from fusion.fisher import fisher_on_texts
 from fusion.merge_files import merge_directories
 from fusion.models import load_model
+from fusion.pair_file import read_pairs
+from fusion.pair_scores import write_scores
+from fusion.pair_scoring import score_pairs
 from participant.export import extract_as_asked
 from protos.chunks import sha256_of
 from protos.process import die_with_parent
@@ -32,7 +37,7 @@ def make_logits(
     spec = RoundSpec.model_validate_json(json.dumps(task["spec"]))
     pivot = Path(task["pivot"])
     extract_as_asked(
-        Path(source["logits"]),
+        Path(source["made"]),
         lambda: load_model(Path(source["path"])),
         read_prompts(Path(task["prompts"])),
         spec,
@@ -41,6 +46,20 @@ def make_logits(
         pivot=(pivot, sha256_of(pivot / "model.safetensors")) if spec.ship_share < 1 else None,
         on_progress=on_progress,
     )
+
+
+def make_pair_scores(
+    task: dict[str, Any], source: dict[str, Any], on_progress: Callable[[int, int], None]
+) -> None:
+    """Write how likely a source's model finds the answers of each pair."""
+    pivot = read_model(Path(task["pivot"]))
+    words = PreTrainedTokenizerFast.from_pretrained(pivot.folder, local_files_only=True)
+    pairs = read_pairs(Path(task["pairs"]), words, pivot.context).pairs
+    found = score_pairs(*load_model(Path(source["path"])), pairs, on_progress)
+    path = Path(source["made"])
+    partial = path.with_name(path.name + ".partial")
+    write_scores(partial, found, pairs, model_sha256=source["model_sha256"])
+    os.replace(partial, path)
 
 
 def make_merged(
@@ -92,8 +111,9 @@ def main(argv: list[str]) -> int:
         def tell(done: int, total: int, name: str = source["name"]) -> None:
             _tell("progress", phase="extract", source=name, done=done, total=total)
 
-        if _missing(source["logits"]):
-            make_logits(task, source, tell)
+        if _missing(source["made"]):
+            make = make_pair_scores if task["spec"]["kind"] == "pairs" else make_logits
+            make(task, source, tell)
         if _missing(source["scores"]):
             _tell("progress", phase="score", source=source["name"])
             make_scores(task, source)

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from protos.faults import line_of
+from protos.pair_spec import PairSpec
 from protos.spec import (
     Name,
     RoundSpec,
@@ -42,7 +43,12 @@ class _Places(Strict):
     sources: dict[Name, str] = Field(min_length=1, max_length=1000)
     """By name: a model directory, or a contribution file."""
     prompts: str | None = None
+    pairs: str | None = None
     evals: str | None = None
+
+    def files(self) -> dict[str, str | None]:
+        """The public files by key."""
+        return {"prompts": self.prompts, "pairs": self.pairs, "evals": self.evals}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +60,32 @@ class LocalSpec:
     sources: Mapping[str, Path]
     """By name, sorted."""
     prompts: Path | None
+    pairs: Path | None
+    """Pairs of answers, for method preference."""
     evals: Path | None
-    round: RoundSpec
+    round: RoundSpec | PairSpec
     """All the rest, as a round of which the sources are the participants."""
 
 
+_KIND_OF: Final = {
+    "unified": "logits",
+    "pairwise": "logits",
+    "merge": "weights",
+    "preference": "pairs",
+}
+METHODS: Final = tuple(_KIND_OF)
 KEYS: Final = tuple(
     dict.fromkeys(
-        ["name", *_Places.model_fields, *(k for k in RoundSpec.model_fields if k not in FEDERATED)]
+        ["name", "pivot", "sources", *(k for k in RoundSpec.model_fields if k not in FEDERATED)]
     )
 )
-"""Every key of a local fusion's spec."""
+"""Every key of a local fusion's spec, but for method preference."""
+PAIR_KEYS: Final = tuple(
+    dict.fromkeys(
+        ["name", "pivot", "sources", *(k for k in PairSpec.model_fields if k not in FEDERATED)]
+    )
+)
+"""Every key of the spec of a preference fusion."""
 
 
 def load_local_spec(path: Path) -> LocalSpec:
@@ -75,13 +96,14 @@ def load_local_spec(path: Path) -> LocalSpec:
     """
     root, values = _read_yaml(path)
     _require_known(path, root, values)
+    kind = PairSpec if values["method"] == "preference" else RoundSpec
     try:
         places = _Places.model_validate({k: values[k] for k in _Places.model_fields if k in values})
-        round_spec = RoundSpec.model_validate(_as_round(path, values))
+        round_spec = kind.model_validate(_as_round(path, values))
     except ValidationError as error:
         line = line_of(root, error.errors()[0]["loc"])
-        raise SpecError(f"{path}:{line}: {first_message(error)}") from error
-    if places.prompts is None and round_spec.controls:
+        raise SpecError(f"{path}:{line}: {first_message(error, kind)}") from error
+    if kind is RoundSpec and places.prompts is None and round_spec.controls:
         line = line_of(root, ("controls",))
         raise SpecError(
             f"{path}:{line}: controls: {', '.join(round_spec.controls)} train on the prompt set, "
@@ -90,8 +112,7 @@ def load_local_spec(path: Path) -> LocalSpec:
     folder = path.resolve().parent
     found = {k: folder / Path(v).expanduser() for k, v in sorted(places.sources.items())}
     optional = {
-        k: None if v is None else folder / Path(v).expanduser()
-        for k, v in (("prompts", places.prompts), ("evals", places.evals))
+        k: None if v is None else folder / Path(v).expanduser() for k, v in places.files().items()
     }
     pivot = folder / Path(places.pivot).expanduser()
     return LocalSpec(path=path, pivot=pivot, sources=found, round=round_spec, **optional)
@@ -100,21 +121,29 @@ def load_local_spec(path: Path) -> LocalSpec:
 def _as_round(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """The same fusion as a round of the sources."""
     own = {k: v for k, v in values.items() if k not in ("pivot", "sources")}
-    merges = own.get("method") == "merge"
+    method = own["method"]
     stem = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40]
     defaults: dict[str, Any] = {"name": stem or "fusion"}
-    if merges and not own.get("controls"):
+    if method == "merge" and not own.get("controls"):
         defaults["training"] = UNTRAINED
     return {
         **defaults,
         **own,
         "pivot": LOCAL_PIVOT,
         "participants": tuple(sorted(values["sources"])),
-        "kind": "weights" if merges else "logits",
+        "kind": _KIND_OF[method],
     }
 
 
 def _require_known(path: Path, root: Any, values: Mapping[Any, Any]) -> None:
+    method = values.get("method")
+    if "method" in values and method not in METHODS:
+        line = line_of(root, ("method",))
+        raise SpecError(
+            f"{path}:{line}: method: found {method!r:.80}, wanted {', '.join(METHODS[:-1])} or "
+            f"{METHODS[-1]}"
+        )
+    known = PAIR_KEYS if method == "preference" else KEYS
     for key in values:
         line = line_of(root, (str(key),))
         if key in FEDERATED:
@@ -122,10 +151,13 @@ def _require_known(path: Path, root: Any, values: Mapping[Any, Any]) -> None:
                 f"{path}:{line}: key {key!r} belongs to a round of a coordinator; a local fusion "
                 "has sources, all of which take part: leave it out"
             )
-        if key not in KEYS:
-            close = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(KEYS)}"
-            raise SpecError(f"{path}:{line}: unknown key {key!r}; {hint}")
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            told = f"unknown key {key!r}"
+            if key in (*KEYS, *PAIR_KEYS):
+                told = f"method {method} has no use for the key {key!r}"
+            raise SpecError(f"{path}:{line}: {told}; {hint}")
     if missing := [key for key in ("pivot", "sources", "method") if key not in values]:
         raise SpecError(f"{path}:1: {missing[0]} is missing; see docs/fuse.md for a whole spec")
     sources = values["sources"]

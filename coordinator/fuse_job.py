@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 import psutil
 
 from coordinator.standing import Standing
+from protos.pair_spec import PairSpec
 from protos.process import end, spawn
 from protos.spec import RoundSpec
 from trust.walls import scratch
@@ -44,13 +45,14 @@ class FuseJob:
     directory: Path
     round_id: str
     pivot_name: str
-    spec: RoundSpec
+    spec: RoundSpec | PairSpec
     pivot_files: dict[str, Path]
     contributions: dict[str, Path]
     """By participant, sorted by name. Those of sealed ones are there while the worker runs."""
     reports: dict[str, str]
     prompts: Path | None
     evals: Path | None
+    pairs: Path | None = None
     workers: int = 1
     """Training runs side by side, one thread each: small models gain nothing from more."""
     sealed: dict[str, Path] = field(default_factory=dict)
@@ -85,9 +87,10 @@ class FuseJob:
             key: {name: Path(path) for name, path in values[key].items()}
             for key in ("pivot_files", "contributions", "sealed")
         }
-        names = ("prompts", "evals", "worker_folder")
+        names = ("prompts", "evals", "pairs", "worker_folder")
         optional = {name: Path(values[name]) if values[name] else None for name in names}
-        spec = RoundSpec.model_validate_json(json.dumps(values["spec"]))
+        kind = PairSpec if values["spec"]["kind"] == "pairs" else RoundSpec
+        spec = kind.model_validate_json(json.dumps(values["spec"]))
         standing = {name: Standing(**one) for name, one in values["standing"].items()}
         own = {"directory": directory, "spec": spec, "standing": standing}
         return cls(**{**values, **paths, **optional, **own})

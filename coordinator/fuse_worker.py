@@ -21,30 +21,34 @@ from typing import Any, Final
 
 import torch
 
+from coordinator.distil_run import distil
 from coordinator.fuse_job import TRY_AGAIN, FuseJob
-from coordinator.fusion_runs import CONTROLS, WITHOUT, Run, plan, settings_of
+from coordinator.fusion_runs import WITHOUT, Run, plan
 from coordinator.merging import copies_as_deltas, write_merged
-from coordinator.pivot_card import json_text
 from coordinator.pivot_files import write_pivot
 from coordinator.pivot_tasks import MAX_DOMAINS, METRIC
+from coordinator.preference_run import prefer, told
 from coordinator.sealed import Worker, is_sealed
 from coordinator.walls import fusion_wall
 from fp8.train import Progress
-from fusion.codec import LogitFile
 from fusion.credit import leave_one_out
 from fusion.delta_file import read_delta
 from fusion.evaluate import rolling_bits_per_byte
 from fusion.merge import State
 from fusion.models import load_model, save_model
 from fusion.scoreboard import scores_of
-from fusion.unified import fuse
 from protos.files import flush
 from protos.messages import Report
+from protos.pair_spec import PairSpec
 from protos.process import PARENT_VARIABLE, die_with_parent
 from protos.public_sets import read_evals, read_prompt_set
+from protos.spec import RoundSpec
 from trust.walls import enter
 
-PIVOT_MODEL: Final = {"unified": "unified", "pairwise": "pairwise", "merge": "weights"}
+PIVOT_MODEL: Final = {
+    **{method: method for method in ("unified", "pairwise", "preference")},
+    "merge": "weights",
+}
 """What the pivot is called in the tables, by method."""
 SHARES: Final = ("accuracy", "letter", "written")
 """Measures that are shares of questions."""
@@ -59,30 +63,11 @@ def train_run(folder: Path, run: Run) -> Path:
     out = folder / "runs" / run.name
     if (out / "model").exists():
         return out / "model"
-    assert job.prompts is not None
-    prompts = read_prompt_set(job.prompts)
-    texts = [prompt.text for prompt in prompts]
-    standing = {name: one.weight for name, one in job.standing.items() if name in run.sources}
-    model, tokenizer = load_model(folder / "pivot")
-    result = fuse(
-        model,
-        tokenizer,
-        texts,
-        {name: LogitFile(job.contributions[name], texts) for name in run.sources},
-        settings_of(job.spec, {**run.changes, "standing": standing}),
-        written=[prompt.written for prompt in prompts],
-        checkpoint_dir=out / "checkpoint",
-        on_progress=_teller(run.name),
-    )
-    (out / "losses.json").write_text(json.dumps(result.train.losses), encoding="utf-8")
-    if result.routing is not None:
-        told = [prompt.domain for prompt in prompts]
-        known = [domain for domain in told if domain is not None]
-        shares = result.routing.shares(known if len(known) == len(told) else None)
-        (out / "shares.json").write_text(json_text(shares), encoding="utf-8")
-        judged = json_text(result.routing.judged())
-        (out / "suspicion.json").write_text(judged, encoding="utf-8")
-    _whole(out / "model", lambda partial: save_model(model, tokenizer, partial))
+    loaded = load_model(folder / "pivot")
+    learn = prefer if isinstance(job.spec, PairSpec) else distil
+    losses = learn(job, run, loaded, _teller(run.name))
+    (out / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    _whole(out / "model", lambda partial: save_model(*loaded, partial))
     return out / "model"
 
 
@@ -104,7 +89,8 @@ def open_contributions(job: FuseJob) -> None:
 
 def merge_runs(job: FuseJob) -> Path:
     """Merge the copies of a pairwise round, or the deltas of a weights round, around the pivot."""
-    out = job.directory / "runs" / PIVOT_MODEL[job.spec.method] / "model"
+    assert isinstance(job.spec, RoundSpec)
+    spec, out = job.spec, job.directory / "runs" / PIVOT_MODEL[job.spec.method] / "model"
     if out.exists():
         return out
     pivot = job.directory / "pivot"
@@ -114,7 +100,7 @@ def merge_runs(job: FuseJob) -> Path:
         runs = {n: job.directory / "runs" / f"pairwise-{n}" / "model" for n in job.contributions}
         deltas = copies_as_deltas(pivot, runs)
     texts = [prompt.text for prompt in read_prompt_set(job.prompts)] if job.prompts else []
-    _whole(out, lambda partial: write_merged(job.spec, pivot, deltas, texts, partial))
+    _whole(out, lambda partial: write_merged(spec, pivot, deltas, texts, partial))
     return out
 
 
@@ -148,10 +134,10 @@ def work(job: FuseJob) -> None:
         models |= {
             run.name: job.directory / "runs" / run.name / "model"
             for run in runs
-            if run.name in CONTROLS or run.name.startswith(WITHOUT)
+            if run.name in job.spec.controls or run.name.startswith(WITHOUT)
         }
-        if job.spec.method == "unified":
-            models[pivot_model] = job.directory / "runs" / "unified" / "model"
+        if pivot_model in {run.name for run in runs}:
+            models[pivot_model] = job.directory / "runs" / pivot_model / "model"
         else:
             models[pivot_model] = merge_runs(job)
         _tell("fused")
@@ -163,11 +149,12 @@ def work(job: FuseJob) -> None:
             asked_of = read_evals(job.evals).counts()
             folders = [job.directory] * len(models)
             results = pool.map(score, folders, models.values(), asked)
-            told = pool.submit(rolling_scores, models[pivot_model], job.evals)
+            rolled = pool.submit(rolling_scores, models[pivot_model], job.evals)
             evals = _evals(job, dict(zip(models, results, strict=True)))
-            rolling = told.result()
+            rolling = rolled.result()
     credit = _credit(job, evals)
     values = {**evals, "questions": asked_of, "credit": credit, "pivot": pivot_model}
+    values |= told(job, runs)
     if 0 < len(rolling) <= MAX_DOMAINS:
         values["lm_eval"] = {METRIC["text"]: rolling}
     _whole(job.result, lambda partial: write_pivot(job, models[pivot_model], values, partial))
@@ -177,9 +164,10 @@ def _credit(job: FuseJob, evals: Tables) -> Tables:
     """Who contributed what: routing shares, what tells against whom, the loss without each."""
     credit: Tables = {}
     run = job.directory / "runs" / PIVOT_MODEL[job.spec.method]
-    for measure, file in (("share", "shares.json"), ("suspicion", "suspicion.json")):
-        if (run / file).exists():
-            credit[measure] = json.loads((run / file).read_text(encoding="utf-8"))
+    files = {"share": "shares", "suspicion": "suspicion", "judgement": "judgement"}
+    for measure, name in files.items():
+        if (path := run / f"{name}.json").exists():
+            credit[measure] = json.loads(path.read_text(encoding="utf-8"))
     if "suspicion" in credit and job.standing:
         credit["standing"] = {
             name: {**asdict(one), "weight": one.weight} for name, one in job.standing.items()

@@ -8,6 +8,7 @@ from typing import Any, Final
 from fp8.train import TrainConfig
 from fusion.objective import faithful_weight
 from fusion.settings import FusionSettings
+from protos.pair_spec import PairSpec
 from protos.spec import RoundSpec
 
 
@@ -31,19 +32,21 @@ WITHOUT: Final = "without-"
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
-def plan(spec: RoundSpec, sources: tuple[str, ...]) -> list[Run]:
+def plan(spec: RoundSpec | PairSpec, sources: tuple[str, ...]) -> list[Run]:
     """The training runs a spec asks for, the pivot's own first."""
     runs = {
         "unified": [Run("unified", sources)],
         "pairwise": [Run(f"pairwise-{source}", (source,)) for source in sources],
         "merge": [],
+        "preference": [Run("preference", sources)],
     }[spec.method]
     for control in spec.controls:
         if control == "leave_one_out":
             rest = {left: tuple(s for s in sources if s != left) for left in sources}
             runs += [Run(WITHOUT + left, others) for left, others in rest.items() if others]
         else:
-            runs.append(Run(control, () if control == "sft" else sources, CONTROLS[control]))
+            heard = () if control in ("sft", "dpo") else sources
+            runs.append(Run(control, heard, CONTROLS.get(control, {})))
     return runs
 
 

@@ -36,6 +36,10 @@ CREDIT: Final = {
     "suspicion": "Suspicion: how far a source's words are from the public text (false_nats: nats "
     "a row of false confidence; lies: share of what it promised that the text never keeps; "
     "worst_lie: standard deviations; excluded: 1 where it was left out of the pivot)",
+    "judgement": "Judgement of the pairs (agrees: share of pairs of which a source prefers the "
+    "chosen answer; margin: nats by which, per token of the pivot unless the spec says otherwise; "
+    "stronger: share of answers at which it is stronger than the parent; share: its part of how "
+    "far the reference went from the parent)",
     "standing": "Standing before this round (judged: rounds of its last five in which a source's "
     "words were held against the text; left_out: those it was left out of; weight: what its "
     "routing was multiplied with for that)",
@@ -94,6 +98,7 @@ _MEASURES: Final = {
     "accuracy": ("Multiple-choice accuracy, by domain (higher is better)", 3),
     "letter": ("Examination questions, by the likeliest letter (higher is better)", 3),
     "written": ("Examination questions, by the letter it writes (higher is better)", 3),
+    "preference": ("Held-out pairs whose chosen answer it prefers (higher is better)", 3),
 }
 _COUNTED: Final = (
     f"`{RESULTS_FILE}` has the same held-out text and questions as lm-eval counts them. Accuracy "
@@ -115,7 +120,7 @@ _LIMITS: Final = (
 
 def front_matter(lineage: Mapping[str, Any], evals: Mapping[str, Any]) -> str:
     """The card's YAML: what the Hub shows and searches, the scores among it."""
-    merged = lineage["spec"]["method"] != "unified"
+    merged = lineage["spec"]["method"] in ("pairwise", "merge")
     values: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -229,13 +234,16 @@ def ancestor(lineage: Mapping[str, Any]) -> dict[str, str]:
     return {**own, "method": f"{spec['kind']}/{spec['method']}"}
 
 
+_SHIPPED: Final = {
+    "logits": "the top {top_k} log-probabilities of their experts on a public prompt set",
+    "weights": "the weight deltas of copies of the parent trained on their own text",
+    "pairs": "four numbers for each of the public pairs of answers",
+}
+
+
 def _shared(lineage: Mapping[str, Any]) -> str:
     spec = lineage["spec"]
-    what = (
-        f"the top {spec['top_k']} log-probabilities of their experts on a public prompt set"
-        if spec["kind"] == "logits"
-        else "the weight deltas of copies of the parent trained on their own text"
-    )
+    what = _SHIPPED[spec["kind"]].format(**spec)
     total = sum(part["size_bytes"] for part in lineage["contributions"].values())
     return (
         f"## Privacy: what was shared\n\nParticipants shipped {what}: {total:,} bytes, each let "

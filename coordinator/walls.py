@@ -53,7 +53,7 @@ def opener_wall(worker: Path, artifacts: Path) -> Wall:
 def fusion_wall(job: FuseJob) -> Wall:
     """The wall around the fusion worker of one job, and the runs that it starts."""
     sent = (*job.pivot_files.values(), *job.contributions.values(), *job.sealed.values())
-    public = (path for path in (job.prompts, job.evals) if path is not None)
+    public = (path for path in (job.prompts, job.evals, job.pairs) if path is not None)
     keys: Allowed = ()
     if job.worker_folder is not None:
         keys = ((job.worker_folder, READ), (job.worker_folder / SENDERS, READ | WRITE))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+_FORMAT: Final = "cofuse-pair-scores-1"
 _BYTES_PER_PAIR: Final = 128
 """What four numbers may take in JSON, with room to spare."""
 
@@ -43,6 +44,16 @@ class PairScores:
     """[N] the model's own tokens of chosen and eos."""
     rejected_logp: NDArray[np.float64]
     rejected_tokens: NDArray[np.int64]
+
+    def of(self, which: Sequence[bool]) -> PairScores:
+        """Scores of those pairs alone, in their order."""
+        mask = np.asarray(which, bool)
+        return PairScores(
+            self.chosen_logp[mask],
+            self.chosen_tokens[mask],
+            self.rejected_logp[mask],
+            self.rejected_tokens[mask],
+        )
 
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -84,6 +95,12 @@ def write_scores(
         raise PreferenceError(f"{path} is not written: {_first(error)}") from error
     _check_counts(path, file, len(pairs))
     path.write_text(file.model_dump_json(), encoding="utf-8")
+
+
+def is_scores(path: Path) -> bool:
+    """Whether a file says that it was written by write_scores."""
+    with path.open("rb") as file:
+        return _FORMAT.encode() in file.read(64)
 
 
 def read_scores(path: Path, pairs: Sequence[PreferencePair]) -> PairScores:

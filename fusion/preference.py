@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fp8.batches import IGNORED
+from fp8.convert import convert_to_float8_training, revert_to_float
+from fp8.recipe import BlockScaling
 from fp8.train import Progress, TrainConfig, TrainResult, train
-from fusion.models import context_length, encode_text, eos_id
+from fusion.models import context_length
 from fusion.pair_scores import PairScores, PreferenceError, PreferencePair
-from fusion.scoring import score_streams
+from fusion.pair_scoring import Length, divided, encoded, lengths, score_pairs
 
 Fusion = Literal["mean", "max_margin"]
 
@@ -43,11 +45,11 @@ class PreferenceSettings:
     """At least 0: by how much the chosen must win. InfiFPO's scripts: 5 with a length."""
     fusion: Fusion = "max_margin"
     clip: bool = True
-    length: Literal["pivot", "own", "none"] = "pivot"
-    """What logs are divided by: the response's tokens as the pivot cuts it; as each model cuts it
-    itself (InfiFPO, where longer tokens pass for a worse model); nothing."""
+    length: Length = "pivot"
     judge: Literal["given", "experts"] = "given"
     """Who says which response is chosen: the pairs, or the mean of the experts' own margins."""
+    fp8: bool = False
+    """Train the linear layers in FP8."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be meant."""
@@ -138,39 +140,14 @@ def fused_reference(
     return pivot_N + torch.where(above_N >= -below_N, above_N, below_N)
 
 
-def score_pairs(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: Sequence[PreferencePair],
-    on_progress: Callable[[int, int], None] | None = None,
-) -> PairScores:
-    """Score both responses of each pair, its end (eos) included: what an expert ships.
-
-    Args: on_progress: told (tokens scored, tokens in all).
-    Raises: PreferenceError when there is no pair.
-    """
-    rows, prompts = _encoded(tokenizer, pairs)
-    streams = [ids for pair in rows for ids in pair]
-    starts = np.repeat(prompts, 2)
-    sums = np.zeros(len(streams))
-    for stream, start, logprobs, labels in score_streams(model, streams, on_progress):
-        # Row p predicts the token p + 1 of the stream, so the response's first row is one earlier.
-        skip = max(0, int(starts[stream]) - 1 - start)
-        own = logprobs.gather(-1, labels[:, None])[skip:, 0]
-        sums[stream] += float(own.double().sum())
-    tokens = np.asarray([len(ids) for ids in streams], np.int64) - starts
-    # A log-probability is at most 0, also where float32 rounds it up.
-    sums = np.minimum(sums, 0.0)
-    return PairScores(sums[0::2], tokens[0::2], sums[1::2], tokens[1::2])
-
-
-def fuse_preferences(
+def fuse_preferences(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
     pivot: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     pairs: Sequence[PreferencePair],
     scores: Mapping[str, PairScores],
     settings: PreferenceSettings,
     *,
+    base: PairScores | None = None,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -179,9 +156,10 @@ def fuse_preferences(
 
     Args: pivot: the base, also when a checkpoint is there to go on from: its scores are the
         reference. scores: by participant, of these pairs in this order; empty is plain DPO.
+        base: the pivot's own, where they are known.
     Raises: PreferenceError when scores and pairs do not fit, or a pair does not fit the context.
     """
-    data = _prepare(pivot, tokenizer, pairs, scores, settings)
+    data = _prepare(pivot, tokenizer, pairs, scores, settings, base)
     seed, size = settings.train.seed, settings.batch_size
 
     def batch_at(step: int) -> Pairs:
@@ -196,7 +174,9 @@ def fuse_preferences(
     def loss_fn(model: nn.Module, batch: Pairs) -> tuple[Tensor, Mapping[str, float]]:
         return _loss(model, batch, data, settings)
 
-    return train(
+    if settings.fp8:
+        convert_to_float8_training(pivot, BlockScaling())
+    result = train(
         pivot,
         batch_at,
         loss_fn,
@@ -205,6 +185,9 @@ def fuse_preferences(
         on_progress=on_progress,
         should_stop=should_stop,
     )
+    if settings.fp8:
+        revert_to_float(pivot)
+    return result
 
 
 def _prepare(
@@ -213,8 +196,9 @@ def _prepare(
     pairs: Sequence[PreferencePair],
     scores: Mapping[str, PairScores],
     settings: PreferenceSettings,
+    base: PairScores | None = None,
 ) -> _Data:
-    rows, prompts = _encoded(tokenizer, pairs)
+    rows, prompts = encoded(tokenizer, pairs)
     context = context_length(pivot)
     for index, longest in enumerate(max(map(len, pair)) for pair in rows):
         if longest - 1 > context:
@@ -228,12 +212,9 @@ def _prepare(
                 f"{name} scored {len(source.chosen_logp)} pairs; wanted {len(pairs)}: score the "
                 "pairs of this round, in their order"
             )
-    base = score_pairs(pivot, tokenizer, pairs)
-    tokens_2N = torch.from_numpy(np.stack([base.chosen_tokens, base.rejected_tokens])).double()
-    if settings.length == "none":
-        tokens_2N = torch.ones_like(tokens_2N)
-    pivot_2N = _logs(base, tokens_2N, settings)
-    logs = [_logs(scores[name], tokens_2N, settings) for name in sorted(scores)]
+    base = base or score_pairs(pivot, tokenizer, pairs)
+    tokens_2N, pivot_2N = lengths(base, settings.length), divided(base, base, settings.length)
+    logs = [divided(scores[name], base, settings.length) for name in sorted(scores)]
     sources_S2N = torch.stack(logs) if logs else pivot_2N.new_empty((0, *pivot_2N.shape))
     if settings.judge == "experts" and logs:
         margin_N = (sources_S2N[:, 0] - sources_S2N[:, 1]).mean(0)
@@ -256,14 +237,6 @@ def _prepare(
         for side in (0, 1)
     ]
     return _Data(rows, prompts, tokens_2N, torch.stack(reference))
-
-
-def _logs(scores: PairScores, tokens_2N: Tensor, settings: PreferenceSettings) -> Tensor:
-    """Logs of chosen and rejected, [2, N], divided by what the settings say."""
-    logs_2N = torch.from_numpy(np.stack([scores.chosen_logp, scores.rejected_logp]))
-    if settings.length == "own":
-        tokens_2N = torch.from_numpy(np.stack([scores.chosen_tokens, scores.rejected_tokens]))
-    return logs_2N / tokens_2N
 
 
 def _loss(
@@ -307,24 +280,3 @@ def _loss(
         "prefers_chosen": float((margin_N > 0).double().mean()),
     }
     return losses_N.mean(), metrics
-
-
-def _encoded(
-    tokenizer: PreTrainedTokenizerFast, pairs: Sequence[PreferencePair]
-) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
-    """Ids of chosen and rejected of each pair, and how many come before the response.
-
-    Prompt and response are cut apart: else a token might lie across, and belong to neither.
-    """
-    if not pairs:
-        raise PreferenceError("there are no pairs: give at least one")
-    eos, rows, prompts = eos_id(tokenizer), [], []
-    for pair in pairs:
-        before = [eos, *encode_text(tokenizer, pair.prompt)]
-        chosen, rejected = (
-            [*before, *encode_text(tokenizer, text, prefixed=not pair.prompt), eos]
-            for text in (pair.chosen, pair.rejected)
-        )
-        rows.append((chosen, rejected))
-        prompts.append(len(before))
-    return rows, prompts

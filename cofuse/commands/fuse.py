@@ -7,18 +7,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from cofuse.commands.connection import answer, fail
-from cofuse.evals import MEASURES
+from cofuse.commands.fuse_tables import open_console, show_evals, show_facts, skipped_lines
 from cofuse.output import is_quiet, wants_debug, wants_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from cofuse.demo.screen import Screen
     from cofuse.local_check import Checked
 
@@ -27,9 +24,6 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="The pivot directo
 Work = Annotated[
     Path | None, typer.Option(help="Where the work is kept, to go on or to reuse. [OUT.work]")
 ]
-_WIDE: Final = 120
-_TENSORS: Final = 40
-"""Tensors a dry run lists on the terminal; --json has all."""
 
 
 def fuse(
@@ -58,14 +52,14 @@ def fuse(
             from cofuse.local_check import check
 
             checked = check(found)
-        console = _console(to_stderr=wants_json())
+        console = open_console(to_stderr=wants_json())
         if dry_run or out is None or work is None:
             with say.waiting("merging without writing"):
                 from cofuse.local_merge import try_merge
 
                 report = try_merge(found, {source.name: source.kind for source in checked.sources})
             facts = checked.facts() | {"merge": report and report.described()}
-            _show_facts(facts, console)
+            show_facts(facts, console)
             say.done({"dry_run": facts})
             return
         _run(say, checked, out, work, workers)
@@ -83,6 +77,8 @@ def _run(say: _Talk, checked: Checked, out: Path, work: Path, workers: int) -> N
                 f"cofuse fuse: {checked.spec.round.method}, "
                 f"{len(checked.sources)} sources into {checked.pivot.folder.name}; work in {work}"
             )
+            for words in skipped_lines(checked.facts()["pairs"]):
+                bars.say(words)
             job = fuse_locally(checked, work, workers=workers, on_event=_teller(bars))
         evals = lay_down(checked, job, out)
     except KeyboardInterrupt:
@@ -90,8 +86,8 @@ def _run(say: _Talk, checked: Checked, out: Path, work: Path, workers: int) -> N
     except BlockingIOError:
         say.misuse(f"another fusion is at work in {work}; wait for it, or give another --work")
     seconds = round(time.monotonic() - start, 1)
-    console = _console(to_stderr=wants_json())
-    _show_evals(evals, console)
+    console = open_console(to_stderr=wants_json())
+    show_evals(evals, console)
     console.print(f"{seconds:.0f} s; {work} keeps the work, remove it when done", markup=False)
     console.print(f"pivot: {out}", markup=False, soft_wrap=True)
     say.done({"pivot": str(out), "evals": evals, "seconds": seconds})
@@ -184,106 +180,3 @@ class _Talk:
             return
         with console.status(words):
             yield
-
-
-def _console(*, to_stderr: bool) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=to_stderr, highlight=False)
-    if console.is_terminal:
-        return console
-    return Console(stderr=to_stderr, highlight=False, width=_WIDE)
-
-
-def _show_facts(facts: Mapping[str, Any], console: Console) -> None:
-    """Print what a dry run found."""
-    table = _table("", "architecture", "parameters", "vocabulary", "tokens", "common", "1:1", "MB")
-    pivot = facts["pivot"]
-    rows = [{**pivot, "name": "pivot"}, *facts["sources"]]
-    for row in rows:
-        size = row.get("contribution_bytes")
-        table.add_row(
-            row["name"],
-            row["architecture"] or row["kind"],
-            *(_count(row.get(key)) for key in ("parameters", "vocabulary", "tokens")),
-            *(_share(row.get(key)) for key in ("common", "one_to_one")),
-            "" if size is None else f"{size / 1e6:,.1f}",
-        )
-    console.print(table)
-    prompts, training = facts["prompts"], facts["training"]
-    if prompts["documents"]:
-        console.print(f"prompts: {prompts['documents']:,} documents, {prompts['bytes']:,} bytes")
-    if training is not None:
-        console.print(
-            f"each run: {training['steps']:,} steps of {training['batch_size']} x "
-            f"{training['seq_len']} tokens, {training['epochs']:.1f} times through the prompt set"
-        )
-    if facts["merge"] is not None:
-        _show_merge(facts["merge"], console)
-    console.print("nothing was written", markup=False)
-
-
-def _show_merge(merge: Mapping[str, Any], console: Console) -> None:
-    """Print what each source brings to the merge, in all and by tensor."""
-    given = ", ".join(f"{key} {value:g}" for key, value in merge["parameters"].items())
-    console.print(f"merge: {merge['method']}, weight {merge['weight']:g} {given}", markup=False)
-    table = _table("source", "weight", "norm of delta", "cosine with the merged", "same signs")
-    for name, row in merge["sources"].items():
-        cells = [f"{row['effective_weight']:.3g}", f"{row['norm']:.4g}", f"{row['cosine']:.3f}"]
-        table.add_row(name, *cells, f"{row['sign_share']:.1%}")
-    console.print(table)
-    sources = list(merge["sources"])
-    shown = merge["tensors"][:_TENSORS]
-    table = _table("tensor", "dtype", "shape", *sources)
-    for row in shown:
-        shape = " x ".join(map(str, row["shape"]))
-        found = [row["sources"].get(name) for name in sources]
-        cells = ["copied" if x is None else f"{x['norm']:.3g} / {x['cosine']:.2f}" for x in found]
-        table.add_row(row["name"], row["dtype"], shape, *cells)
-    console.print("norm of each source's delta / cosine with the merged, by tensor", markup=False)
-    console.print(table)
-    if more := len(merge["tensors"]) - len(shown):
-        console.print(f"and {more} more; --json has all of them", markup=False)
-    for note in merge["notes"]:
-        console.print(f"note: {note}", markup=False)
-
-
-def _show_evals(evals: Mapping[str, Any], console: Console) -> None:
-    """Print models by domains, as in the demo."""
-    for key, title in MEASURES.items():
-        scores = evals.get(key)
-        if not scores:
-            continue
-        domains = list(next(iter(scores.values())))
-        console.print(title, markup=False)
-        table = _table("model", *domains, "mean")
-        for model, by_domain in scores.items():
-            values = [by_domain[domain] for domain in domains]
-            cells = [f"{value:.3f}" for value in [*values, sum(values) / len(values)]]
-            table.add_row(model, *cells, style="bold" if model == evals["pivot"] else None)
-        console.print(table)
-    if evals["bpb"]:
-        pivot, base = evals["bpb"][evals["pivot"]], evals["bpb"]["base"]
-        better = [domain for domain in pivot if pivot[domain] < base[domain]]
-        console.print(
-            f"{evals['pivot']} needs fewer bits than base on {len(better)} of {len(pivot)} domains"
-        )
-
-
-def _table(first: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table()
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        left = column == "architecture"
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
-    return table
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"

@@ -181,7 +181,7 @@ def test_a_contribution_file_stands_for_its_model(
 ) -> None:
     checked = checked_of(models, SPEC)
     rows = [local_fusion._wanted(checked, s, models / "work" / "sources") for s in checked.sources]
-    sources = {row.name: str(row.logits) for row in rows}
+    sources = {row.name: str(row.made) for row in rows}
     events = run(models, {**SPEC, "sources": sources}, tmp_path / "out", tmp_path / "work")
     assert phases(events) == {"train", "fused", "evaluate"}
     assert digest(tmp_path / "out" / "model.safetensors") == digest(fused[0] / "model.safetensors")
@@ -254,4 +254,5 @@ def test_the_examples_differ_from_what_is_tested_here_in_paths_and_numbers_only(
     known = {**SPEC, **MERGE}
     for path in examples.glob("fuse-*.yaml"):
         extra = set(yaml.safe_load(path.read_text())) - known.keys()
-        assert extra <= {"loss", "routing", "distill_weight", "controls", "seed"}
+        of_pairs = {"pairs", "held_out", "judge", "beta"}  # tested in test_local_pairs.py
+        assert extra <= {"loss", "routing", "distill_weight", "controls", "seed", *of_pairs}

@@ -26,6 +26,7 @@ from fusion.pair_scores import (
     read_scores,
     write_scores,
 )
+from fusion.pair_scoring import score_pairs
 from fusion.preference import (
     Fusion,
     Pairs,
@@ -34,7 +35,6 @@ from fusion.preference import (
     fuse_preferences,
     fused_reference,
     preference_loss,
-    score_pairs,
 )
 from tests.fusion import families
 
@@ -331,6 +331,19 @@ def test_pieces_of_a_batch_train_as_the_whole_and_a_resumed_run_as_one(tmp_path:
         should_stop=lambda: next(stop),
     )
     assert run(6, tmp_path) == whole
+
+
+def test_in_fp8_it_learns_as_well_and_the_layers_are_plain_again_after_it() -> None:
+    scores = {"a": score_pairs(model(seed=1), TOKENIZER, PAIRS)}
+    how = PreferenceSettings(train=config(4), batch_size=4)
+    plain, quantised = model(), model()
+    wanted = fuse_preferences(plain, TOKENIZER, PAIRS, scores, how).losses
+    base = score_pairs(quantised, TOKENIZER, PAIRS)
+    fp8 = replace(how, fp8=True)
+    found = fuse_preferences(quantised, TOKENIZER, PAIRS, scores, fp8, base=base).losses
+    assert found != wanted
+    assert found == pytest.approx(wanted, rel=0.2)
+    assert [type(m) for m in quantised.modules()] == [type(m) for m in plain.modules()]
 
 
 def test_every_pair_is_seen_once_before_any_is_seen_again(
