@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from sqlalchemy import insert
+
+# Run as a script, this file's own folder comes first.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from coordinator.admission import Members
 from coordinator.artifacts import Artifacts
