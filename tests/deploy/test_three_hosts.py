@@ -20,6 +20,7 @@ import pytest
 from cofuse.demo.corpora import Limits, departments
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from protos.public_sets import write_prompts
+from tests.cofuse.envelope import told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT: Final = Path(__file__).parents[2]
@@ -150,7 +151,7 @@ def test_three_institutions_on_networks_of_their_own_make_a_pivot(hosts: Hosts) 
     submitted = say("round", "submit", "round.yaml").strip()
     say("round", "approve", submitted, who="grace")
     said = say("round", "watch", submitted, "--json")
-    final = json.loads(said.splitlines()[-1])
+    final = told(said)
     assert (final["state"], final["pivot"]) == ("PUBLISHED", "pivot-1"), said
     say("pivot", "pull", "pivot-1")
     card = (folder / "pivot-1" / "README.md").read_text()
