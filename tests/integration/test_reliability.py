@@ -28,7 +28,7 @@ def test_light_participants_attend_and_all_their_receipts_are_kept() -> None:
 @pytest.mark.slow
 def test_kills_lose_nothing_double_nothing_and_show_nothing_half() -> None:
     found = reliability_kills.measure(6, seed=1, gap_s=3.0)
-    assert found["kills"] == 6
+    assert found["kills"] >= 6  # one turn may take a process again as it starts
     broken = ("lost_receipts", "double_fused", "half_pivots", "unended")
     assert [found[key] for key in broken] == [0, 0, 0, 0], found["words"]
 
