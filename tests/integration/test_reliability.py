@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import reliability, reliability_kills, reliability_many
+from benchmarks import reliability, reliability_kills, reliability_many, reliability_uploads
 from benchmarks.reliability_witness import Witness, double_fused, lost, promises
 from cofuse.sdk import Pivot
 from protos.chunks import sha256_of
 
 pytestmark = pytest.mark.timeout(600)
+
+
+def test_an_upload_that_is_cut_arrives_whole_and_sends_little_twice() -> None:
+    found = reliability_uploads.measure(16, 3)
+    assert found["upload_whole"]
+    assert found["upload_cuts"] == 3
+    assert 0 < found["resent_chunks_max"] <= 1
 
 
 @pytest.mark.slow
