@@ -31,11 +31,7 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from cofuse.demo.corpora import DEPARTMENTS, Limits, Source, departments, general_text
-from fusion.align import align, row_starts
-from fusion.byte_tables import ByteTable, TokenizerError, byte_table, encode
-from fusion.contribution import CODEC_VERSION, LogitContribution, LogitHeader
-from fusion.tokenizer_files import (
+from benchmarks.tokenizer_files import (
     CL100K,
     O200K,
     QWEN,
@@ -44,6 +40,10 @@ from fusion.tokenizer_files import (
     load_tekken,
     load_tiktoken,
 )
+from cofuse.demo.corpora import DEPARTMENTS, Limits, Source, departments, general_text
+from fusion.align import align, row_starts
+from fusion.byte_tables import ByteTable, TokenizerError, byte_table, encode
+from fusion.contribution import CODEC_VERSION, LogitContribution, LogitHeader
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 EOS: Final = "<|endoftext|>"

@@ -13,7 +13,6 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import httpx
@@ -88,12 +87,7 @@ class Visit:
         self._beat_due = time.monotonic() + BEAT_S
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Say goodbye; Flower may have taken us for dead before."""
         with suppress(httpx.HTTPError):
             self._call(

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import grpc
@@ -44,10 +43,9 @@ from protos.v1 import recurring_pb2, recurring_pb2_grpc, research_pb2_grpc, tran
 from protos.v1 import research_pb2 as pb
 from trust.pivot_folder import Trust
 from trust.pivot_manifest import SIGNER_FILE, Manifest
+from trust.pivots_seen import PIVOTS_SEEN
 
 __all__ = ["Contribution", "Coordinator", "Event", "Finding", "Pivot", "Recurring", "Round"]
-PIVOTS_SEEN: Final = "pivots-seen.json"
-"""Beside the key: which pivots were accepted, so that an older one is noticed."""
 _RECONNECT_S: Final = 0.5
 _PAST_S: Final = 2.0
 """What has happened is here by then; what goes on happening is not waited for."""
@@ -87,12 +85,7 @@ class Coordinator:
     def __enter__(self) -> "Coordinator":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -29,7 +29,6 @@ CONTROLS: Final[Mapping[str, Mapping[str, Any]]] = {
     "uniform": {"routing": "uniform"},
 }
 WITHOUT: Final = "without-"
-_NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def plan(spec: RoundSpec | PairSpec, sources: tuple[str, ...]) -> list[Run]:

@@ -167,10 +167,10 @@ def license_of(readme: str) -> str:
     return found if isinstance(found, str) and _LICENSE.fullmatch(found) else ""
 
 
-def model_args(lineage: Mapping[str, Any], folder: str = ".") -> str:
+def model_args(lineage: Mapping[str, Any]) -> str:
     """How lm-eval must open the model to read what cofuse reads: no BOS, eos first, fp32."""
     prefix = _model(lineage)["prefix_token_id"]
-    return f"pretrained={folder},dtype=float32,add_bos_token=False,prefix_token_id={prefix}"
+    return f"pretrained=.,dtype=float32,add_bos_token=False,prefix_token_id={prefix}"
 
 
 def _model(lineage: Mapping[str, Any]) -> Mapping[str, Any]:

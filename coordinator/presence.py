@@ -164,14 +164,6 @@ class Presence:
             woken = self._fill()
         _wake(woken)
 
-    def dismiss(self, round_id: str) -> None:
-        """Want nobody for this round any more."""
-        with self._lock:
-            for name in list(self._asked):
-                self._withdraw(round_id, name)
-            woken = self._fill()
-        _wake(woken)
-
     def idle_s(self, name: str) -> float:
         """How long a participant is known to have nothing in hand, in seconds.
 

@@ -1,9 +1,9 @@
 """The coordinator's memory of rounds: their states, contributions and stories."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 
 from coordinator.audit import COORDINATOR
 from coordinator.happenings import Committed, Decided, Happening, Reported
@@ -13,12 +13,11 @@ from coordinator.queries import (
     names_in,
     round_row,
     tell,
-    update_contribution,
 )
 from coordinator.round_rows import core_of, decide_step, submit, take_step
 from coordinator.round_state import Round
 from coordinator.rounds import FINAL, CommitRefusedError, Event
-from coordinator.tables import CONTRIBUTIONS, EVENTS, ROUNDS, ContributionRow, EventRow, RoundRow
+from coordinator.tables import EVENTS, ROUNDS, ContributionRow, EventRow, RoundRow
 from coordinator.transactions import Transactions
 from protos.errors import CofuseError
 from trust.ca import Identity, Role
@@ -92,22 +91,6 @@ class RoundTables(Transactions):
         """
         self.step(round_id, Decided(event_, detail), by)
         return self.round(round_id)
-
-    def assign(self, round_id: str, participants: Sequence[str]) -> list[ContributionRow]:
-        """Make or re-issue the assignments still open: each gets a new attempt number."""
-        with self._write() as db:
-            known = {row.participant: row for row in find_contributions(db, round_id)}
-            for name in participants:
-                if name not in known:
-                    empty = {"sha256": "", "size_bytes": 0, "committed_unix_ms": 0}
-                    texts = {"detail": "", "report_json": "", "lease_unix_ms": 0}
-                    key = {"round_id": round_id, "participant": name}
-                    row = {**key, "status": "assigned", "attempt": 1, **empty, **texts}
-                    db.execute(insert(CONTRIBUTIONS).values(row))
-                elif known[name].status == "assigned":
-                    changes = {"attempt": known[name].attempt + 1}
-                    db.execute(update_contribution(round_id, name).values(changes))
-            return find_contributions(db, round_id)
 
     def contributions(self, round_id: str) -> list[ContributionRow]:
         """Every named participant's part, by name."""

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -222,20 +222,9 @@ def _(*_args: object) -> None:
 
 
 @float8_adamw_step.register_kernel("cuda")
-def _(  # noqa: PLR0913
-    param: Tensor,
-    master: Tensor | None,
-    seed: Tensor | None,
-    grad: Tensor,
-    m_codes: Tensor,
-    m_scale: Tensor,
-    v_codes: Tensor,
-    v_scale: Tensor,
-    factors: list[float],
-    step: int,
-) -> None:
-    work = Operands(param, master, seed, grad, m_codes, m_scale, v_codes, v_scale)
-    fused_steps()([work], Factors(*factors), step)
+def _(*arguments: Any) -> None:
+    *operands, factors, step = arguments
+    fused_steps()([Operands(*operands)], Factors(*factors), step)
 
 
 @cache

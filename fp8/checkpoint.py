@@ -36,10 +36,10 @@ from fp8.checkpoint_files import (
     read_tensors,
     sha256_of,
 )
-from fp8.distributed import Ranks, like, local, settle, whole
+from fp8.distributed import Ranks, like, settle, whole
 from fp8.epoch import invalidate_weight_caches
 from fp8.linear import float8_state, load_float8_state
-from fp8.optim import check_state
+from fp8.optim_state import check_state, local_tensor
 
 MODEL_FILE: Final = "model.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.safetensors"
@@ -283,7 +283,7 @@ def _place_moments(
         placed.setdefault(p, {})[key] = value.clone()
     for owner, state in placed.items():
         try:
-            check_state(owner, {key: local(value) for key, value in state.items()})
+            check_state(owner, {key: local_tensor(value) for key, value in state.items()})
         except ValueError as error:
             raise damaged(path, str(error)) from error
     return placed

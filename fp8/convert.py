@@ -113,11 +113,9 @@ def fuse_rms_norms(model: nn.Module) -> int:
     return len(norms)
 
 
-def layers_to_convert(
-    model: nn.Module, recipe: Recipe, module_filter_fn: ModuleFilter = skip_embeddings_and_head
-) -> dict[str, nn.Linear]:
+def layers_to_convert(model: nn.Module, recipe: Recipe) -> dict[str, nn.Linear]:
     """Return the layers that conversion would replace, by name; those already converted too."""
-    plan, _ = _plan(model, recipe, module_filter_fn, None)
+    plan, _ = _plan(model, recipe, skip_embeddings_and_head, None)
     done = {fqn: m for fqn, m in model.named_modules() if isinstance(m, Float8Linear)}
     return {fqn: linear for fqn, (linear, _) in plan.items()} | done
 

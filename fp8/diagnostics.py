@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +184,9 @@ def _hooked(
             hooks.callback(handle.remove)
         for block in model.modules():
             if isinstance(block, Float8SwiGLU):  # which does not call its layers
-                block.forward = partial(_unfused, block)  # type: ignore[method-assign]
+                block.forward = block.by_layers  # type: ignore[method-assign]
                 hooks.callback(delattr, block, "forward")
         yield
-
-
-def _unfused(block: Any, x: Tensor) -> Tensor:
-    product = nn.functional.silu(block.gate_proj(x)) * block.up_proj(x)
-    y: Tensor = block.down_proj(product)
-    return y
 
 
 def _delayed_amax(layer: nn.Module, role: Role, x: Tensor) -> Tensor | None:

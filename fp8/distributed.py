@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
-    MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
@@ -86,14 +85,11 @@ def join() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def shard(
-    model: nn.Module, ranks: Ranks, *, mixed_precision: MixedPrecisionPolicy | None = None
-) -> None:
+def shard(model: nn.Module, ranks: Ranks) -> None:
     """Shard `model` in place over the ranks, layer by layer; nothing if there is one, or it is.
 
     The model must be the same on every rank, and FP8 layers must be in it already. On GPUs it is
-    moved to this rank's. `mixed_precision` is FSDP2's: the dtypes of gathered parameters and of
-    the sum of gradients; None leaves both as they are.
+    moved to this rank's.
     """
     if ranks.size == 1 or isinstance(model, FSDPModule):
         return settle(model)
@@ -102,7 +98,7 @@ def shard(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (ranks.size,))
     for module in [*layers(model), model]:
-        fully_shard(module, mesh=mesh, mp_policy=mixed_precision or MixedPrecisionPolicy())
+        fully_shard(module, mesh=mesh)
 
 
 def settle(model: nn.Module) -> None:
@@ -148,11 +144,6 @@ def call_inside(
 def whole(tensor: Tensor) -> Tensor:
     """Return the tensor itself, or all of one that is sharded; every rank must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this rank holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def like(value: Tensor, wanted: Tensor) -> Tensor:

@@ -55,9 +55,7 @@ class Float8SwiGLU(nn.Module):
         layers = (self.gate_proj, self.up_proj, self.down_proj)
         # Adapters may have wrapped a layer since, and autocast may have switched them off.
         if not low_precision_enabled() or any(type(layer) is not Float8Linear for layer in layers):
-            gate, up, down = layers
-            product: Tensor = down(silu(gate(x)) * up(x))
-            return product
+            return self.by_layers(x)
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
@@ -73,6 +71,11 @@ class Float8SwiGLU(nn.Module):
                 self,
             )
         return y_TK.reshape(x.shape)
+
+    def by_layers(self, x: Tensor) -> Tensor:
+        """Do the same by calling each layer, as the block that was replaced did."""
+        product: Tensor = self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return product
 
     def extra_repr(self) -> str:
         """Show what is kept."""

@@ -64,7 +64,6 @@ def linear_cross_entropy(
     targets_T: Tensor,
     *,
     chunk_tokens: int = 1024,
-    ignore_index: int = IGNORED,
 ) -> Tensor:
     """Equal F.cross_entropy(head(hidden).float(), targets) without a tensor of T x V elements.
 
@@ -73,8 +72,7 @@ def linear_cross_entropy(
     Args:
         hidden_TH: what the head reads.
         head: any module [t, H] -> [t, V] that treats positions alone: nn.Linear, Float8Linear.
-        targets_T: int64 in [0, V), or ignore_index.
-        ignore_index: the target of positions that do not count.
+        targets_T: int64 in [0, V), or IGNORED where a position does not count.
         chunk_tokens: positions at one time; a multiple of 128 leaves the tiles in which a
             Float8Linear quantises along the tokens as they were.
 
@@ -85,11 +83,11 @@ def linear_cross_entropy(
             f"hidden {tuple(hidden_TH.shape)}, targets {tuple(targets_T.shape)} and chunk_tokens "
             f"{chunk_tokens} do not fit; wanted [T, H], [T] and at least 1"
         )
-    counted = (targets_T != ignore_index).sum()
+    counted = (targets_T != IGNORED).sum()
 
     def mean_of(logits_tV: Tensor, start: int, stop: int) -> Tensor:
         total = nn.functional.cross_entropy(
-            logits_tV.float(), targets_T[start:stop], ignore_index=ignore_index, reduction="sum"
+            logits_tV.float(), targets_T[start:stop], ignore_index=IGNORED, reduction="sum"
         )
         return (total / counted)[None]
 

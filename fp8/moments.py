@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fp8.formats import E4M3, encode
+from fp8.quantize import block_scale
 
 GROUP: Final = 128
 
@@ -27,9 +28,6 @@ MANTISSA_BITS: Final = 23
 CODE_SHIFT: Final = 20
 """Bits of an fp32 mantissa below the third: what three bits of mantissa round away."""
 BELOW_CODE: Final = (1 << CODE_SHIFT) - 1
-M_CARRY: Final = 0x1FFFFF
-"""amax / 448 <= 2**k exactly when amax <= 1.75 * 2**(k + 8): adding this carries above 1.75."""
-M_EXPONENT: Final = 8
 V_EXPONENT: Final = 31
 """Octaves between v's scale, the value of code 0, and the octave of the group's largest v."""
 
@@ -51,10 +49,7 @@ def encode_first(m_GB: Tensor) -> tuple[Tensor, Tensor]:
     Restored to within max(2**-4 * |m|, 2**-10 * scale). A group with NaN or infinity gets the
     scale NaN: all of it reads as NaN from then on, which no loss can hide.
     """
-    amax_G = m_GB.abs().amax(-1)
-    exponent = (amax_G.view(torch.int32) + M_CARRY) >> MANTISSA_BITS
-    scale_G = ((exponent - M_EXPONENT).clamp_(min=1) << MANTISSA_BITS).view(torch.float32)
-    scale_G = scale_G.masked_fill_(amax_G == 0, 1.0).add_(amax_G * 0.0)
+    scale_G = block_scale(m_GB.abs().amax(-1))
     return encode(m_GB / scale_G[:, None], E4M3).view(torch.uint8), scale_G
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fp8.checkpoint import Position
-from fp8.distributed import Ranks, local, settle
+from fp8.distributed import Ranks, settle
+from fp8.optim_state import local_tensor
 
 
 def first_nonfinite(
@@ -37,7 +38,7 @@ def first_nonfinite(
         return f"the output of {found[0]}"
     # Backward runs from the head to the embedding: the last parameter is the first one reached.
     for name, p in reversed(list(model.named_parameters())):
-        if p.grad is not None and not bool(local(p.grad).isfinite().all()):
+        if p.grad is not None and not bool(local_tensor(p.grad).isfinite().all()):
             return f"the gradient of {name}"
     return ""
 

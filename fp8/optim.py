@@ -181,12 +181,6 @@ class Float8AdamW(torch.optim.Optimizer):
                 device = value.device if key == "step" else p.device
                 self.state[p][key] = value.to(device, copy=True)
 
-    def reset_masters(self) -> None:
-        """Copy the parameters to their masters: call it after writing to bfloat16 parameters."""
-        for p, state in self.state.items():
-            if "master" in state:
-                state["master"].copy_(local_tensor(p.detach()))
-
     def _by_parameter(self, state_dict: Mapping[str, Any]) -> Iterator[tuple[Tensor, State]]:
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         mine = chain.from_iterable(group["params"] for group in self.param_groups)

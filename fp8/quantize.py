@@ -155,15 +155,6 @@ def fake_quantize(
     return out.to(dtype)
 
 
-def requantize_transpose(q: Quantized) -> Quantized:
-    """Quantise the transpose along what were its rows, from codes alone.
-
-    With power-of-two scales this equals quantising the source's transpose, but for values that
-    fall among the subnormals of one of the two (docs/fp8.md has the limits).
-    """
-    return quantize(dequantize(q).t(), q.spec)
-
-
 def _power_of_two(amax: Tensor, largest: float) -> Tensor:
     """The smallest power of two s with amax / s <= largest, at least 2**-126.
 

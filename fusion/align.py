@@ -79,11 +79,6 @@ def _chunk_ends(contribution: LogitContribution, rows: NDArray[np.int64]) -> NDA
     return np.asarray(np.minimum(np.append(rows[1:], own_end[-1]), own_end))
 
 
-def coverage(alignment: Alignment, student_rows: int) -> float:
-    """Return the share of the student's rows that are common places."""
-    return len(alignment.student_rows) / student_rows
-
-
 def loglik(
     contribution: LogitContribution, starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> NDArray[np.float64]:

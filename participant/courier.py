@@ -18,12 +18,12 @@ from participant.engine import Engine, Task
 from participant.line import Ask, Body, Line, PeerLostError, Say
 from participant.renewal import Renewal
 from participant.sandbox import COURIER_CERTIFICATE, SEALED
+from protos import VERSION
 from protos.messages import FileRef
 from protos.retry import Stopped
 from protos.tls import TlsFiles
 from protos.v1 import fleet_pb2 as pb
 
-VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
 
 

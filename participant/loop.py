@@ -30,13 +30,13 @@ from participant.policy import PolicyRefusalError
 from participant.spool import Entry, Spool
 from participant.status import StatusServer, paused
 from participant.work import Tell, Worker
+from protos import VERSION
 from protos.errors import RemoteError
 from protos.messages import Assignment, Report
 from protos.retry import Stopped
 from protos.v1 import fleet_pb2 as pb
 from trust.pivot_manifest import ManifestError
 
-VERSION: Final = "0.1.0"
 _POLL_S: Final = 1.0
 RETRY_S: Final = 10.0
 """Between two looks at a full disk, or two tries to reach the coordinator."""

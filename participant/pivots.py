@@ -7,9 +7,8 @@ from participant.config import ParticipantConfig
 from protos.messages import Assignment, FileRef
 from trust.pivot_folder import Trust, receive
 from trust.pivot_manifest import SIGNER_FILE, ManifestError
+from trust.pivots_seen import PIVOTS_SEEN
 
-PIVOTS_SEEN: Final = "pivots-seen.json"
-"""In the data folder, outside every pivot's: what was accepted before."""
 WEIGHTS: Final = "model.safetensors"
 
 

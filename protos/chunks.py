@@ -151,11 +151,3 @@ class Outgoing:
         # What the receiver has is not asked for again, unless its disk lost it.
         self._states = {0: hashlib.sha256(), offset_bytes: known.copy()}
         return known.copy()
-
-
-def put_requests(
-    path: Path, sha256: str, kind: transfer_pb2.ArtifactKind, offset_bytes: int
-) -> Iterator[transfer_pb2.PutRequest]:
-    """Messages of one Put that goes on at `offset_bytes`. Raises: as Outgoing.requests."""
-    requests = Outgoing(path, sha256, kind).requests(offset_bytes)
-    return (transfer_pb2.PutRequest.FromString(raw) for raw, _ in requests)

@@ -11,10 +11,10 @@ _UNSAFE: Final = re.compile(
 )
 
 
-def printable(text: str, limit: int = MAX_TEXT) -> str:
-    """`text` on one harmless line: control characters spelled out, at most `limit` characters."""
-    cut = f"... ({len(text) - limit} more)" if len(text) > limit else ""
-    return _UNSAFE.sub(_spelled, text[:limit]) + cut
+def printable(text: str) -> str:
+    """`text` on one harmless line: control characters spelled out, at most MAX_TEXT characters."""
+    cut = f"... ({len(text) - MAX_TEXT} more)" if len(text) > MAX_TEXT else ""
+    return _UNSAFE.sub(_spelled, text[:MAX_TEXT]) + cut
 
 
 def _spelled(match: re.Match[str]) -> str:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any, Final
 
 PARENT_VARIABLE: Final = "COFUSE_PARENT_PID"
@@ -20,10 +19,8 @@ def spawn(
     arguments: Sequence[str],
     *,
     stdin: int | IO[Any] | None = subprocess.DEVNULL,
-    stdout: int | IO[Any] | None = subprocess.PIPE,
     stderr: int | IO[Any] | None = None,
     environment: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
 ) -> "subprocess.Popen[str]":
     """Start `python -m module` in a process group of its own, tied to this process.
 
@@ -33,10 +30,9 @@ def spawn(
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=stdin,
-        stdout=stdout,
+        stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
-        cwd=cwd,
         start_new_session=True,
         env={**os.environ, **(environment or {}), PARENT_VARIABLE: str(os.getpid())},
     )

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trust.files import replace_with
 from trust.pivot_manifest import Manifest, ManifestError, Name, Sha256
 
+PIVOTS_SEEN: Final = "pivots-seen.json"
+"""The file's name: in a participant's data folder, or beside a researcher's key."""
 MAX_SEEN_BYTES: Final = 16 << 20
 
 

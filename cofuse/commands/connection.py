@@ -1,4 +1,4 @@
-"""How a command reaches the coordinator, and how it says what went wrong."""
+"""How a command reaches the coordinator, what several take, and how each says what went wrong."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,10 @@ from cofuse.profile import remembered
 if TYPE_CHECKING:
     from cofuse.sdk import Coordinator
 
-__all__ = ["At", "Identity", "Json", "answer", "connected", "fail", "say", "tell"]
+__all__ = [
+    "At", "Home", "Identity", "Json", "RoundId", "Spec",
+    "answer", "connected", "fail", "say", "tell",
+]  # fmt: skip
 
 
 def _identity() -> Path:
@@ -40,6 +43,9 @@ Identity = Annotated[
         help="Folder with ca.pem, pivot-signer.pem, certificate.pem and key.pem; likewise.",
     ),
 ]
+Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+RoundId = Annotated[str, typer.Argument(help="As `cofuse round ls` shows it.")]
+Spec = Annotated[Path, typer.Argument(help="Round spec or round.lock.yaml; see examples/.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 """For commands that do more with it than `tell` and `answer`; all others have it by themselves."""
 

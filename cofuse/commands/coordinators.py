@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cofuse.commands import members, upkeep, users
-from cofuse.commands.connection import answer, fail, say, tell
+from cofuse.commands.connection import Home, answer, fail, say, tell
 from cofuse.commands.doctor import show
 from cofuse.output import App
 
@@ -15,7 +15,6 @@ app = App(no_args_is_help=True, help="Run the consortium's coordinator.")
 for command in (members.invite, members.revoke, upkeep.fsck, upkeep.backup, upkeep.restore):
     app.command()(command)
 app.add_typer(users.app, name="user")
-Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
 
 @app.command()

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cofuse.commands.connection import At, Identity, answer, fail, say, tell
+from cofuse.commands.connection import At, Home, Identity, answer, fail, say, tell
 
 if TYPE_CHECKING:
     from coordinator.config import CoordinatorConfig
     from coordinator.database import Database
     from trust.tokens import Token
 
-Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 _TTL: Final = re.compile(r"([1-9][0-9]{0,4})(m|h|d)")
 _LONGEST_S: Final = 30 * 86_400
 _UNIT_S: Final = {"m": 60, "h": 3600, "d": 86_400}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
+from cofuse.commands.connection import At, Identity, Spec, answer, connected, fail, tell
 
 if TYPE_CHECKING:
     from cofuse.round_cost import Cost, Done
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from cofuse.round_policy import Verdict
     from cofuse.sdk import Coordinator
     from protos.spec import RoundSpec
-
-Spec = Annotated[Path, typer.Argument(help="Round spec or round.lock.yaml; see examples/.")]
 
 
 @dataclass(frozen=True, slots=True)

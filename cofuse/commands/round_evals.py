@@ -5,14 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cofuse.commands.connection import At, Identity, answer, connected, fail, tell
+from cofuse.commands.connection import At, Identity, RoundId, answer, connected, fail, tell
 from cofuse.output import csv_text
 
 if TYPE_CHECKING:
     from cofuse.evals import Evals
     from cofuse.sdk import Coordinator, Round
-
-RoundId = Annotated[str, typer.Argument(help="As `cofuse round ls` shows it.")]
 
 
 def evals(

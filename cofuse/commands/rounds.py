@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from cofuse.commands.connection import At, Identity, answer, connected, fail, say, tell
+from cofuse.commands.connection import (
+    At,
+    Identity,
+    RoundId,
+    Spec,
+    answer,
+    connected,
+    fail,
+    say,
+    tell,
+)
 from cofuse.commands.round_check import check, lock
 from cofuse.commands.round_evals import diff, evals
 from cofuse.output import App, emit, wants_lines
@@ -17,8 +27,6 @@ if TYPE_CHECKING:
     from cofuse.sdk import Event, Round
 
 app = App(no_args_is_help=True, help="Submit rounds and follow them.")
-Spec = Annotated[Path, typer.Argument(help="Round spec or round.lock.yaml; see examples/.")]
-RoundId = Annotated[str, typer.Argument(help="As `cofuse round ls` shows it.")]
 WaitS = Annotated[
     float | None, typer.Option("--timeout", min=0, help="Seconds to wait.  [until it ends]")
 ]

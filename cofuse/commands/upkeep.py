@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cofuse.commands.connection import answer, fail, say, tell
+from cofuse.commands.connection import Home, answer, fail, say, tell
 
 if TYPE_CHECKING:
     from coordinator.config import CoordinatorConfig
     from coordinator.fsck import Verdict
-
-Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
 
 def fsck(

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cofuse.commands.connection import answer, fail, say, tell
+from cofuse.commands.connection import Home, answer, fail, say, tell
 from cofuse.output import App
 
 if TYPE_CHECKING:
     from coordinator.console.users import Users
 
 app = App(no_args_is_help=True, help="Let people sign in to the console.")
-Home = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 Name = Annotated[str, typer.Argument(help="Lower case, digits and dashes.")]
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from subprocess import Popen
-from types import TracebackType
 from typing import Any, Final
 
 from cofuse.sdk import Coordinator
@@ -66,12 +65,7 @@ class Federation:
     def __enter__(self) -> "Federation":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.stop()
 
     def init(self) -> None:

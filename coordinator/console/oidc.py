@@ -66,7 +66,7 @@ def provider_of(issuer: str, found: Mapping[str, Any]) -> Provider:
     if found.get("issuer") != issuer:
         raise OidcError(f"found the issuer {found.get('issuer')!r:.80}, wanted {issuer!r}")
     names = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-    addresses = [checked_address(str(found.get(name, ""))) for name in names]
+    addresses = [secure_url(str(found.get(name, ""))) for name in names]
     return Provider(issuer, *addresses)
 
 
@@ -75,7 +75,7 @@ def discovery_address(issuer: str) -> str:
     return issuer.rstrip("/") + _WELL_KNOWN
 
 
-def checked_address(url: str) -> str:
+def secure_url(url: str) -> str:
     """An https address, or one of this machine. Raises: OidcError."""
     parts = urlsplit(url)
     is_here = parts.hostname in ("localhost", "127.0.0.1") and parts.scheme == "http"
@@ -165,7 +165,7 @@ def fetch(url: str, form: Mapping[str, str] | None = None, basic: str = "") -> d
     Args: form: POSTed when given. basic: "name:secret" of the client.
     Raises: OidcError.
     """
-    request = Request(checked_address(url), headers={"accept": "application/json"})  # noqa: S310
+    request = Request(secure_url(url), headers={"accept": "application/json"})  # noqa: S310
     if form is not None:
         request.data = urlencode(form).encode()
     if basic:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from cryptography import x509
 from sqlalchemy import func, select
@@ -20,6 +20,11 @@ from coordinator.tables import (
     REVOCATIONS,
     ROUNDS,
 )
+
+_NEWEST: Final = 500
+"""Receipts of a page."""
+_AT_ONCE: Final = 1000
+"""Lines of the audit chain read in one look."""
 
 Span = tuple[str, int, int]
 """A state or status, from when until when, unix ms."""
@@ -93,14 +98,14 @@ class Receipt:
     committed_unix_ms: int
 
 
-def receipts(store: Store, limit: int = 500) -> tuple[list[Receipt], dict[str, int]]:
+def receipts(store: Store) -> tuple[list[Receipt], dict[str, int]]:
     """The newest receipts, and the bytes that ever came from each participant."""
     held = CONTRIBUTIONS.c.status == "committed"
     newest = (
         select(CONTRIBUTIONS)
         .where(held)
         .order_by(CONTRIBUTIONS.c.committed_unix_ms.desc())
-        .limit(limit)
+        .limit(_NEWEST)
     )
     sums = (
         select(CONTRIBUTIONS.c.participant, func.sum(CONTRIBUTIONS.c.size_bytes))
@@ -168,11 +173,11 @@ def audit_tail(store: Store, *, before: int = 0, limit: int = 200) -> list[dict[
         return [json.loads(line) for line in db.scalars(query)]
 
 
-def audit_lines(store: Store, after: int, limit: int = 1000) -> list[tuple[int, str]]:
+def audit_lines(store: Store, after: int) -> list[tuple[int, str]]:
     """Records of the audit chain after number `after` as they were written, with their numbers."""
     query = select(AUDIT.c.seq, AUDIT.c.line).where(AUDIT.c.seq > after).order_by(AUDIT.c.seq)
     with store.database.read() as db:
-        return [(seq, line) for seq, line in db.execute(query.limit(limit))]
+        return [(seq, line) for seq, line in db.execute(query.limit(_AT_ONCE))]
 
 
 def experts(store: Store) -> dict[str, int]:

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from fp8 import moments as rules
 from fp8.adamw import Factors, Operands
+from fp8.backends.triton_quantize import largest_bits, scale_of
 
 GROUPS: Final = 16
 
@@ -25,8 +26,6 @@ _GROUP = tl.constexpr(rules.GROUP)
 _MANTISSA_BITS = tl.constexpr(rules.MANTISSA_BITS)
 _CODE_SHIFT = tl.constexpr(rules.CODE_SHIFT)
 _BELOW_CODE = tl.constexpr(rules.BELOW_CODE)
-_M_CARRY = tl.constexpr(rules.M_CARRY)
-_M_EXPONENT = tl.constexpr(rules.M_EXPONENT)
 _V_EXPONENT = tl.constexpr(rules.V_EXPONENT)
 _POSITION_STRIDE = tl.constexpr(rules.POSITION_STRIDE)
 _MIX_1 = tl.constexpr(rules.MIX_1 % (1 << 32))
@@ -126,15 +125,9 @@ def _step_kernel(  # noqa: PLR0913
         else:
             tl.store(param + index, weight, mask=inside)
 
-    # As integers NaN is above infinity; as floats tl.max would drop it.
-    largest = tl.max(m.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
-    exponent = tl.maximum(((largest + _M_CARRY) >> _MANTISSA_BITS) - _M_EXPONENT, 1)
-    exponent = tl.where(largest == 0, 127, exponent)
-    scale = (exponent << _MANTISSA_BITS).to(tl.float32, bitcast=True)
-    scale = tl.where(largest < 0x7F800000, scale, float("nan"))
-    tl.store(m_scale + group, scale, mask=is_group)
     # By a power of two a product is exact where the quotient is, and a fraction of its price.
-    reciprocal = ((254 - exponent) << _MANTISSA_BITS).to(tl.float32, bitcast=True)
+    scale, reciprocal = scale_of(largest_bits(m, 1), True)
+    tl.store(m_scale + group, scale, mask=is_group)
     code = _encode_e4m3(m * reciprocal[:, None])
     tl.store(m_codes + index, code.to(tl.uint8), mask=inside)
 

@@ -46,16 +46,16 @@ class Archive:
         )
 
     def collecting(self, request_id: str, pivot: str) -> str:
+        names = ["st-mary", "st-luke"]
         spec = {"pivot": pivot, "prompts": f"sha256:{self.put(b'prompts')}", "evals": None}
         round_id = self.store.submit_round(
             request_id=request_id,
             submitted_by="ada",
-            spec_json=json.dumps(spec),
+            spec_json=json.dumps(spec | {"participants": names}),
             deadline_ms=HOUR_MS,
         ).round_id
         for event in (Event.APPROVE, Event.ISSUE):
             self.store.advance(round_id, event)
-        self.store.assign(round_id, ["st-mary", "st-luke"])
         return round_id
 
     def contribute(self, round_id: str, participant: str) -> str:

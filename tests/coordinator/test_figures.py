@@ -15,7 +15,7 @@ from coordinator.store import Store
 from protos.messages import FileRef
 from trust.ca import create_authority
 
-SPEC = '{"kind": "logits"}'
+SPEC = '{"kind": "logits", "participants": ["a", "b"]}'
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,7 +64,6 @@ def _publish(store: Store, monkeypatch: pytest.MonkeyPatch, number: int) -> str:
     for event, after_s in (*steps, (Event.EVALUATED, 20)):
         clock[0] += after_s * 1000
         if event is Event.COLLECTED:
-            store.assign(round_id, ["a", "b"])
             store.commit(round_id, "a", "0" * 64, 5)
             store.report(round_id, "b", "refused", "no", "{}")
         store.advance(round_id, event)

@@ -23,12 +23,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from coordinator.main import main
 from coordinator.scheduler import Scheduler
 from coordinator.store import Store
-from protos.chunks import put_requests, sha256_of
+from protos.chunks import sha256_of
 from protos.config import toml_text
 from protos.process import PARENT_VARIABLE
 from protos.tls import TlsFiles, dial
 from protos.v1 import research_pb2, research_pb2_grpc, transfer_pb2, transfer_pb2_grpc
 from tests.integration.conftest import MakeIdentity
+from tests.uploads import put_requests
 from trust.ca import create_authority, new_identity, sign_request
 
 DAY_MS = 24 * 3600 * 1000

@@ -58,7 +58,7 @@ def test_only_those_who_are_asked_and_attend_are_summoned() -> None:
     assert roll.summoned() == {"a", "d"}
     roll.presence.answered("rnd-1", "a")
     assert roll.summoned() == {"d"}
-    roll.presence.dismiss("rnd-1")
+    roll.presence.answered("rnd-1", "d")
     assert roll.summoned() == set()
     assert set(roll.notices) == {"a", "d"}
 
@@ -68,7 +68,7 @@ def test_one_that_two_rounds_want_stays_until_both_have_its_answer() -> None:
     roll.arrive("a")
     roll.presence.ask("rnd-1", ["a"])
     roll.presence.ask("rnd-2", ["a"])
-    roll.presence.dismiss("rnd-1")
+    roll.presence.answered("rnd-1", "a")
     assert roll.summoned() == {"a"}
     roll.presence.answered("rnd-2", "a")
     assert roll.summoned() == set()
@@ -159,7 +159,6 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("pause"), st.sampled_from(NAMES)),
     st.tuples(st.just("ask"), st.sets(st.sampled_from(NAMES))),
     st.tuples(st.just("answered"), st.sampled_from(NAMES)),
-    st.tuples(st.just("dismiss"), st.just("")),
     st.tuples(st.just("wait"), st.integers(1, 100)),
 )
 
@@ -183,14 +182,12 @@ def test_whatever_happens_nobody_is_summoned_who_is_not_wanted_or_not_here(
         elif what == "answered":
             wanted.discard(who)
             roll.presence.answered("rnd-1", who)
-        elif what == "dismiss":
-            wanted.clear()
-            roll.presence.dismiss("rnd-1")
         elif what == "wait":
             roll.now += who
             roll.presence.refresh()
         assert roll.summoned() <= wanted & set(roll.here)
-    roll.presence.dismiss("rnd-1")
+    for who in NAMES:
+        roll.presence.answered("rnd-1", who)
     assert roll.summoned() == set()
 
 

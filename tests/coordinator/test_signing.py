@@ -65,7 +65,6 @@ class Hub:
         )
         for event in (Event.APPROVE, Event.ISSUE):
             self.store.advance(row.round_id, event)
-        self.store.assign(row.round_id, ["ada", "bob"])
         self.store.commit(row.round_id, "ada", "a" * 64, 3)
         self.store.commit(row.round_id, "bob", "b" * 64, 4)
         self.unsigned("pivot-1", "pivot-0", row.round_id)

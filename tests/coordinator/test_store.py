@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.happenings import Restarted
 from coordinator.rounds import Event, IllegalTransitionError, State
 from coordinator.store import Store
 from protos.errors import CofuseError
@@ -36,7 +37,10 @@ def store(url: str) -> Iterator[Store]:
 
 def submit(store: Store, request_id: str = "r") -> str:
     row = store.submit_round(
-        request_id=request_id, submitted_by="ada", spec_json="{}", deadline_ms=1000
+        request_id=request_id,
+        submitted_by="ada",
+        spec_json='{"participants": ["a", "b"]}',
+        deadline_ms=1000,
     )
     return row.round_id
 
@@ -45,7 +49,6 @@ def collecting(store: Store) -> str:
     round_id = submit(store)
     store.advance(round_id, Event.APPROVE)
     store.advance(round_id, Event.ISSUE)
-    store.assign(round_id, ["a", "b"])
     return round_id
 
 
@@ -106,8 +109,10 @@ def test_a_report_never_undoes_a_commit(store: Store) -> None:
 def test_only_open_assignments_are_issued_again(store: Store) -> None:
     round_id = collecting(store)
     store.commit(round_id, "a", "0" * 64, 5)
-    again = {part.participant: part.attempt for part in store.assign(round_id, ["a", "b"])}
-    assert again == {"a": 1, "b": 2}
+    store.report(round_id, "a", "committed", "", "{}")
+    store.step(round_id, Restarted())
+    attempts = {part.participant: part.attempt for part in store.contributions(round_id)}
+    assert attempts == {"a": 1, "b": 2}
 
 
 def test_two_rounds_never_share_a_pivot_name(store: Store) -> None:
@@ -169,7 +174,6 @@ def test_a_cancel_and_a_commit_at_once_leave_one_story(store: Store) -> None:
         round_id = submit(store, str(number))
         for event in (Event.APPROVE, Event.ISSUE):
             store.advance(round_id, event)
-        store.assign(round_id, ["a"])
         outcome: list[str] = []
 
         def commit(round_id: str = round_id, outcome: list[str] = outcome) -> None:

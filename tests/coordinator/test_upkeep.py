@@ -109,7 +109,6 @@ def test_every_pivot_receipt_and_round_keeps_its_files(tmp_path: Path) -> None:
     )
     store.advance(row.round_id, Event.APPROVE)
     store.advance(row.round_id, Event.ISSUE)
-    store.assign(row.round_id, ["st-mary"])
     store.commit(row.round_id, "st-mary", digests["c"], 1)
     assert references(store) == set(digests.values())
     store.advance(row.round_id, Event.CANCEL, "enough")

@@ -14,9 +14,9 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.tokenizer_files import CL100K, SPACE, from_ranks
 from fusion.byte_tables import byte_table
 from fusion.models import train_tokenizer
-from fusion.tokenizer_files import CL100K, SPACE, from_ranks
 
 TEXTS = [
     "Code I63.9 is cerebral infarction, caf\u00e9 \u2014 unspecified.",

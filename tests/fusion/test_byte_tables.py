@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.tokenizer_files import SPACE
 from fusion.byte_tables import ByteTable, TokenizerError, byte_table, encode, encode_text
 from fusion.models import encode_documents, eos_id
-from fusion.tokenizer_files import SPACE
 from tests.fusion.families import BYTES, FAMILIES, TEXTS, byte_level, fast, llama
 
 PADDING = 7

@@ -37,7 +37,7 @@ from coordinator.limits import Rates
 from coordinator.rounds import Event
 from coordinator.store import Store
 from coordinator.wiring import Running, serving
-from protos.chunks import put_requests, sha256_of
+from protos.chunks import sha256_of
 from protos.config import TlsConfig
 from protos.errors import CATALOGUE, ERROR_KEY
 from protos.logs import configure
@@ -54,6 +54,7 @@ from protos.v1 import (
     transfer_pb2,
     transfer_pb2_grpc,
 )
+from tests.uploads import put_requests
 from trust.ca import create_authority, new_identity, sign_request
 from trust.identity import Identity
 
@@ -235,7 +236,6 @@ def _good(place: Place, root: Path, store: Store) -> dict[str, Good]:
         for event in events:
             store.advance(f"rnd-{number}", event)
     submit = _ordered(place, spec_json, "request-4")  # by the operator, who may approve no own one
-    store.assign("rnd-3", ["st-mary"])
     waiting, ended, collecting = (research_pb2.RoundRequest(round_id=f"rnd-{n}") for n in (1, 2, 3))
     header = transfer_pb2.PutHeader(
         sha256=hashlib.sha256(b"never sent").hexdigest(), size_bytes=10, kind=transfer_pb2.PROMPTS

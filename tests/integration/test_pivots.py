@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cofuse.cli import app
-from cofuse.sdk import PIVOTS_SEEN, Coordinator
+from cofuse.sdk import Coordinator
 from coordinator.artifacts import open_artifacts
 from coordinator.store import Store
 from coordinator.wiring import serving
@@ -27,6 +27,7 @@ from tests.cofuse.envelope import told
 from tests.integration.conftest import MakeIdentity, config_at, identities_at
 from trust.keys import kid, load_public, new_key
 from trust.pivot_manifest import MANIFEST_FILE, SIGNER_FILE, ManifestError
+from trust.pivots_seen import PIVOTS_SEEN
 
 
 class Hub:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,23 @@ from safetensors.numpy import load_file, save_file
 
 from cofuse.sdk import Coordinator
 from coordinator.access import ROLES
+from coordinator.rounds import Event
+from coordinator.store import Store
+from coordinator.wiring import serving
 from fusion.codec import write_logits
 from fusion.extract import extract_logits
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from participant.client import Client
 from participant.sealer import Sealer
-from protos.chunks import CHUNK_BYTES, put_requests, sha256_of
+from protos.chunks import CHUNK_BYTES, sha256_of
 from protos.errors import RemoteError, remote_errors
 from protos.public_sets import write_prompts
 from protos.recurring import RecurringSpec
 from protos.spec import RoundSpec
 from protos.tls import TlsFiles, dial
 from protos.v1 import fleet_pb2, research_pb2, transfer_pb2, transfer_pb2_grpc
-from tests.integration.conftest import MakeIdentity
+from tests.integration.conftest import MakeIdentity, config_at, identities_at
+from tests.uploads import put_requests
 from trust.ca import create_authority, new_identity, sign_request
 from trust.seal_keys import RECIPIENT_FILE
 from trust.statements import Release
@@ -37,42 +42,75 @@ from trust.statements import Release
 TEXTS = ["Aortic valve stenosis is a narrowing.", "Atrial fibrillation is an arrhythmia."]
 
 
-@pytest.fixture
-def researcher(address: str, identities: MakeIdentity) -> Iterator[Coordinator]:
-    with _sdk(address, identities("researcher", "ada")) as sdk:
+@dataclass(frozen=True)
+class Hub:
+    """A coordinator that serves all tests of this file; its scheduler does not run."""
+
+    root: Path
+    identities: MakeIdentity
+    address: str
+    store: Store
+
+    def collect(self, operator: Coordinator, round_id: str) -> None:
+        """Bring a round to COLLECTING, as the scheduler would."""
+        operator.approve(round_id)
+        self.store.advance(round_id, Event.ISSUE)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    root = tmp_path_factory.mktemp("hub")
+    identities = identities_at(root)
+    with serving(config_at(root, identities)) as running:
+        yield Hub(root, identities, running.address, running.store)
+
+
+@pytest.fixture(scope="module")
+def address(hub: Hub) -> str:
+    return hub.address
+
+
+@pytest.fixture(scope="module")
+def identities(hub: Hub) -> MakeIdentity:
+    return hub.identities
+
+
+@pytest.fixture(scope="module")
+def researcher(hub: Hub) -> Iterator[Coordinator]:
+    with _sdk(hub.address, hub.identities("researcher", "ada")) as sdk:
         yield sdk
 
 
-@pytest.fixture
-def operator(address: str, identities: MakeIdentity) -> Iterator[Coordinator]:
-    with _sdk(address, identities("operator", "grace")) as sdk:
+@pytest.fixture(scope="module")
+def operator(hub: Hub) -> Iterator[Coordinator]:
+    with _sdk(hub.address, hub.identities("operator", "grace")) as sdk:
         yield sdk
 
 
-@pytest.fixture
-def participant(address: str, identities: MakeIdentity) -> Iterator[Client]:
-    client = Client(address, identities("participant", "st-mary"))
+@pytest.fixture(scope="module")
+def participant(hub: Hub) -> Iterator[Client]:
+    client = Client(hub.address, hub.identities("participant", "st-mary"))
     client.join("test")
     yield client
     client.close()
 
 
-@pytest.fixture
-def public(tmp_path: Path) -> Path:
-    folder = tmp_path / "public"
+@pytest.fixture(scope="module")
+def public(hub: Hub) -> Path:
+    folder = hub.root / "public"
     folder.mkdir()
     write_prompts(folder / "prompts.jsonl", TEXTS)
     return folder
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def model(hub: Hub) -> Any:
     tokenizer = train_tokenizer(TEXTS, 300)
     spec = ModelSpec(
         architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=len(tokenizer)
     )
     built = build_model(spec, 0)
-    save_model(built, tokenizer, tmp_path / "model")
+    save_model(built, tokenizer, hub.root / "model")
     return built, tokenizer
 
 
@@ -80,7 +118,7 @@ def model(tmp_path: Path) -> Any:
 def round_id(
     operator: Coordinator, researcher: Coordinator, participant: Client, public: Path, model: Any
 ) -> str:
-    """A round that collects; its scheduler does not run, so nothing moves by itself."""
+    """A round that waits for its operator; nothing moves by itself."""
     operator.import_pivot("pivot-0", public.parent / "model")
     return researcher.submit(_spec(), folder=public)
 
@@ -256,17 +294,6 @@ def test_an_unknown_key_in_a_spec_is_refused_by_the_server_too(
 # ------------------------------------------------------------------------------- contributions
 
 
-def _collect(operator: Coordinator, round_id: str, tmp_path: Path) -> None:
-    """Bring the round to COLLECTING, as the scheduler would."""
-    from coordinator.rounds import Event
-    from coordinator.store import Store
-
-    operator.approve(round_id)
-    store = Store.at(tmp_path / "data" / "coordinator.sqlite")
-    store.advance(round_id, Event.ISSUE)
-    store.assign(round_id, ["st-mary"])
-
-
 def _contribution(tmp_path: Path, model: Any, public: Path, top_k: int = 4) -> Path:
     path = tmp_path / "logits.safetensors"
     digest = sha256_of(public / "prompts.jsonl")
@@ -277,12 +304,12 @@ def _contribution(tmp_path: Path, model: Any, public: Path, top_k: int = 4) -> P
     return path
 
 
-def _sealed(path: Path, round_id: str, ca: Path, participant: str = "st-mary") -> Path:
-    """What a guard makes of a file."""
+def _sealed(path: Path, round_id: str, ca: Path, says: str = "st-mary") -> Path:
+    """What the guard of st-mary makes of a file. Args: says: who has released it, as it says."""
     release = Release(
         sha256=sha256_of(path),
         round_id=round_id,
-        participant=participant,
+        participant=says,
         kind="logits",
         size_bytes=path.stat().st_size,
         submitted_by="grace",
@@ -292,7 +319,7 @@ def _sealed(path: Path, round_id: str, ca: Path, participant: str = "st-mary") -
         policy_sha256="",
         key="0" * 64,
     )
-    sealer = Sealer.at(participant, ca / RECIPIENT_FILE, ca.parent / f"{participant}-release.pem")
+    sealer = Sealer.at("st-mary", ca / RECIPIENT_FILE, ca.parent / "st-mary-release.pem")
     sealer.seal(release, path, path.with_suffix(".sealed"))
     return path.with_suffix(".sealed")
 
@@ -323,6 +350,7 @@ def _spoil(path: Path, kind: str) -> None:
     ],
 )
 def test_a_bad_contribution_is_refused_and_a_good_one_is_still_welcome(
+    hub: Hub,
     operator: Coordinator,
     participant: Client,
     round_id: str,
@@ -332,16 +360,16 @@ def test_a_bad_contribution_is_refused_and_a_good_one_is_still_welcome(
     kind: str,
     says: str,
 ) -> None:
-    _collect(operator, round_id, tmp_path)
+    hub.collect(operator, round_id)
     path = _contribution(tmp_path, model, public)
     _spoil(path, kind)
-    path = _sealed(path, round_id, tmp_path / "ca")
+    path = _sealed(path, round_id, hub.root / "ca")
     participant.put(path, sha256_of(path))
     with pytest.raises(RemoteError, match=says) as caught:
         participant.commit(round_id, sha256_of(path), path.stat().st_size)
     assert caught.value.error_id == "bad_contribution"
     assert "still waits" in str(caught.value)
-    good = _sealed(_contribution(tmp_path, model, public), round_id, tmp_path / "ca")
+    good = _sealed(_contribution(tmp_path, model, public), round_id, hub.root / "ca")
     participant.put(good, sha256_of(good))
     receipt = participant.commit(round_id, sha256_of(good), good.stat().st_size)
     assert receipt.sha256 == sha256_of(good)
@@ -350,6 +378,7 @@ def test_a_bad_contribution_is_refused_and_a_good_one_is_still_welcome(
 
 
 def test_only_what_this_guard_sealed_for_this_round_counts(
+    hub: Hub,
     operator: Coordinator,
     participant: Client,
     round_id: str,
@@ -357,8 +386,8 @@ def test_only_what_this_guard_sealed_for_this_round_counts(
     model: Any,
     public: Path,
 ) -> None:
-    _collect(operator, round_id, tmp_path)
-    plain, ca = _contribution(tmp_path, model, public), tmp_path / "ca"
+    hub.collect(operator, round_id)
+    plain, ca = _contribution(tmp_path, model, public), hub.root / "ca"
 
     def refused(path: Path, says: str) -> None:
         participant.put(path, sha256_of(path))
@@ -375,13 +404,16 @@ def test_only_what_this_guard_sealed_for_this_round_counts(
     children = psutil.Process().children()
     (opener,) = (one for one in children if "coordinator.opener" in one.cmdline())
     opener.kill()  # another one is started
-    (tmp_path / "st-mary-release.pem").unlink()  # a thief of the TLS key has not this one
+    own = hub.root / "st-mary-release.pem"
+    kept = own.rename(tmp_path / "kept.pem")  # a thief of the TLS key has not this one
     refused(_sealed(plain, round_id, ca), "the operator removes senders/st-mary")
-    left = [path for path in (tmp_path / "coordinator-coordinator" / "worker").rglob("*")]
+    kept.rename(own)
+    left = [path for path in (hub.root / "coordinator-coordinator" / "worker").rglob("*")]
     assert sorted(path.name for path in left) == ["key.pem", "opened", "senders", "st-mary.pem"]
 
 
 def test_a_wrong_k_is_refused(
+    hub: Hub,
     operator: Coordinator,
     participant: Client,
     round_id: str,
@@ -389,9 +421,9 @@ def test_a_wrong_k_is_refused(
     model: Any,
     public: Path,
 ) -> None:
-    _collect(operator, round_id, tmp_path)
+    hub.collect(operator, round_id)
     path = _contribution(tmp_path, model, public, top_k=5)
-    path = _sealed(path, round_id, tmp_path / "ca")
+    path = _sealed(path, round_id, hub.root / "ca")
     participant.put(path, sha256_of(path))
     with pytest.raises(RemoteError, match=r"wrong_k.*asks for 4"):
         participant.commit(round_id, sha256_of(path), path.stat().st_size)

@@ -20,7 +20,6 @@ from fp8.quantize import (
     dequantize,
     fake_quantize,
     quantize,
-    requantize_transpose,
 )
 from fp8.recipe import (
     MXFP8,
@@ -104,7 +103,7 @@ def test_the_kept_input_is_quantised_along_its_tokens(
     elif recipe.input.block == TENSOR:
         wanted = values(x, recipe.input).t()
     else:
-        wanted = dequantize(requantize_transpose(quantize(x, recipe.input)))
+        wanted = values(values(x, recipe.input).t(), recipe.input)
     assert found.shape == (shape[1], shape[0])
     assert torch.equal(found, wanted)
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.alignment import LOADERS, package_file, quicktok_ranks, tokenizer_of
-from fusion.byte_tables import TokenizerError, byte_table, encode, encode_text
-from fusion.tokenizer_files import (
+from benchmarks.tokenizer_files import (
     CL100K,
     O200K,
     QWEN,
@@ -20,6 +19,7 @@ from fusion.tokenizer_files import (
     load_tekken,
     load_tiktoken,
 )
+from fusion.byte_tables import TokenizerError, byte_table, encode, encode_text
 from tests.fusion.families import TEXTS, rank_table
 
 HARD = [
