@@ -46,7 +46,7 @@ class Spans(grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
         self,
         continuation: Callable[..., Any],
         client_call_details: Any,
-        request_iterator: Iterator[pb.PutRequest],
+        request_iterator: Iterator[bytes],
     ) -> Any:
         """Pass the messages on."""
         return continuation(client_call_details, self._noted(request_iterator))
@@ -55,16 +55,17 @@ class Spans(grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
         """By cut: what had been sent and began anew."""
         return [end - start for (_, end), (start, _) in pairwise(self.all)]
 
-    def _noted(self, requests: Iterator[pb.PutRequest]) -> Iterator[pb.PutRequest]:
+    def _noted(self, messages: Iterator[bytes]) -> Iterator[bytes]:
         at = 0
-        for request in requests:
+        for message in messages:
+            request = pb.PutRequest.FromString(message)
             if request.HasField("header"):
                 at = request.header.offset_bytes
                 self.all.append((at, at))
             else:
                 at += len(request.chunk.data)
                 self.all[-1] = (self.all[-1][0], at)
-            yield request
+            yield message
 
 
 def measure(mib: int, cuts: int, *, seed: int = 0) -> dict[str, Any]:
