@@ -1,24 +1,12 @@
 """Whether a contribution is what its round asked for: the whole file is read, to the last value."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.opening import Wanted
 from fusion.codec import check_asked, check_logits
 from fusion.delta_file import check_delta
 from protos.public_sets import read_prompts
-from protos.spec import RoundSpec
 from trust.safetensors_header import read_header
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What a round asked for, with the files that it is about."""
-
-    spec: RoundSpec
-    pivot_sha256: str
-    """Of the pivot's weights."""
-    weights: Path
-    prompts: Path | None
 
 
 def check(path: Path, wanted: Wanted) -> None:

@@ -14,12 +14,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from coordinator.database import Database, open_database
-from coordinator.schema import bring_to, known_schemas, schema_of
+from coordinator.schema import NOTE, bring_to, known_schemas, schema_of
 from coordinator.store_errors import StoreError
 from protos.files import flush
 
 _ROWS: Final = 1000
-_NOTE: Final = "alembic_version"
 
 
 def save_copy(source: Database, target: Path) -> None:
@@ -121,7 +120,7 @@ def _copy_rows(rows: Connection, target: Connection) -> None:
     tables = MetaData()
     tables.reflect(target)
     for table in tables.sorted_tables:
-        if table.name == _NOTE:
+        if table.name == NOTE:
             continue
         for part in rows.execute(select(table)).mappings().partitions(_ROWS):
             target.execute(insert(table), [dict(row) for row in part])

@@ -10,10 +10,9 @@ from typing import Any, Final
 from coordinator.access import caller, leaf_of_caller
 from coordinator.artifacts import Artifacts
 from coordinator.clock import now_unix_ms
-from coordinator.contribution_check import Wanted
 from coordinator.engine import Engine
 from coordinator.limits import Rates
-from coordinator.opening import Opening
+from coordinator.opening import Opening, Wanted
 from coordinator.presence import BEAT_S, Presence, Seen
 from coordinator.rounds import State
 from coordinator.store import ContributionRow, Store

@@ -18,7 +18,7 @@ import psutil
 
 from coordinator.standing import Standing
 from protos.pair_spec import PairSpec
-from protos.process import end, spawn
+from protos.process import end, give_way, spawn
 from protos.spec import RoundSpec
 from trust.walls import scratch
 
@@ -154,6 +154,7 @@ class Fusion:
                 stderr=stderr,
                 environment={**scratch(place), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )
+            give_way(self._worker)
             return self._worker
 
 

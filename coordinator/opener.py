@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.contribution_check import Wanted, check
+from coordinator.contribution_check import check
+from coordinator.opening import Wanted
 from coordinator.sealed import Worker, ensure_worker_key
 from coordinator.walls import SCRATCH, opener_wall
 from fusion.contribution import ContributionError

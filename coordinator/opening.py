@@ -7,17 +7,29 @@ import subprocess
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswerError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator.contribution_check import Wanted
 from protos.errors import CofuseError
 from protos.process import end, spawn
+from protos.spec import RoundSpec
 
 READY_S: Final = 60.0
 ANSWER_S: Final = 900.0
 """For a contribution of many gigabytes on a slow disk; one that is refused is refused sooner."""
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a round asked for, with the files that it is about."""
+
+    spec: RoundSpec
+    pivot_sha256: str
+    """Of the pivot's weights."""
+    weights: Path
+    prompts: Path | None
 
 
 class OpenerError(RuntimeError):

@@ -10,8 +10,6 @@ from datetime import datetime
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
-from croniter import croniter
-
 from protos.recurring import RecurringSpec
 
 
@@ -54,6 +52,8 @@ class Situation:
 
 def next_due(spec: RecurringSpec, after_unix_ms: int) -> int:
     """The first time of its calendar after a moment, in unix ms."""
+    from croniter import croniter  # here: no program starts later for it
+
     after = datetime.fromtimestamp(after_unix_ms / 1000, ZoneInfo(spec.timezone))
     return int(croniter(spec.every, after).get_next(float) * 1000)
 

@@ -9,9 +9,10 @@ pivot's own ancestors, so a fusion stays a function of what it was given.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from coordinator.tables import PivotRow
+if TYPE_CHECKING:  # the fusion worker reads this file, and no database
+    from coordinator.tables import PivotRow
 
 _MEMORY: Final = 5
 """Rounds of a participant that count, its latest."""
@@ -35,7 +36,7 @@ class Standing:
 
 
 def standings(
-    names: Sequence[str], pivot: str, pivots: Mapping[str, PivotRow]
+    names: Sequence[str], pivot: str, pivots: "Mapping[str, PivotRow]"
 ) -> dict[str, Standing]:
     """Return the record of each name over the rounds that a pivot has come of."""
     rounds = list(_judged(pivot, pivots))
@@ -46,7 +47,7 @@ def standings(
     return found
 
 
-def _judged(name: str, pivots: Mapping[str, PivotRow]) -> Iterator[_Signs]:
+def _judged(name: str, pivots: "Mapping[str, PivotRow]") -> Iterator[_Signs]:
     """What each ancestor's round found, the latest first; what was only published again tells none.
 
     Those of a round that was rolled back count as well: who spoiled it has done so.

@@ -21,7 +21,7 @@ from typing import Final
 from participant.durable import only_one
 from participant.switchboard import Switchboard
 from protos import logs
-from protos.process import PARENT_VARIABLE, die_with_parent
+from protos.process import PARENT_VARIABLE, die_with_parent, give_way
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
@@ -88,6 +88,8 @@ class Supervisor:
                 pass_fds=(theirs.fileno(),),
                 env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
             )
+        if child.role == "trainer":
+            give_way(child.process)
         child.born_s = time.monotonic()
         self._board.plug(child.role, ours)
 

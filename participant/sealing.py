@@ -10,10 +10,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from safetensors import safe_open
-from transformers import PreTrainedTokenizerFast
 
 from fusion.byte_tables import byte_table, encode, hash_tokenizer
 from fusion.codec import LogitFile, check_asked, rewrite_logits
@@ -27,6 +26,9 @@ from protos.chunks import sha256_of
 from protos.messages import Assignment
 from protos.spec import RoundSpec
 from trust.statements import Release
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PLAIN: Final = ".plain"
 
@@ -168,8 +170,10 @@ def _same(what: str, found: object, wanted: object) -> None:
         )
 
 
-def _words_of(model: Path) -> tuple[PreTrainedTokenizerFast, int]:
+def _words_of(model: Path) -> "tuple[PreTrainedTokenizerFast, int]":
     """A model's tokenizer, and the size of the vocabulary that its logits have."""
+    from transformers import PreTrainedTokenizerFast  # here: a guard attends without it
+
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model, local_files_only=True)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     return tokenizer, int(config["vocab_size"])

@@ -12,9 +12,17 @@ from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import IO, Any, Final
 
-import structlog
-
 from protos.printable import printable
+
+# structlog takes rich along, where that is installed, for consoles. We print JSON, and each of our
+# processes would start a tenth of a second later for it.
+if "rich" in sys.modules:
+    import structlog
+else:
+    sys.modules["rich"] = None  # type: ignore[assignment]  # that is: not to be had
+    import structlog
+
+    del sys.modules["rich"]
 
 MAX_VALUES: Final = 32
 """Fields of a line, and items of a list."""

@@ -6,7 +6,6 @@ from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from croniter import CroniterBadDateError, croniter
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from protos.faults import with_lines
@@ -40,8 +39,7 @@ class RecurringSpec(Strict):
     def _a_calendar(cls, value: str) -> str:
         words = re.findall("[a-z]+", value.lower())
         named = all(_NAMES.fullmatch(word) for word in words)
-        known = len(value.split()) == 5 and named and croniter.is_valid(value)
-        if not known or not _comes(value):
+        if len(value.split()) != 5 or not named or not _comes(value):
             raise ValueError(
                 "wanted five fields: minute, hour, day of month, month, day of week, "
                 'as in "0 2 * * sun"'
@@ -68,7 +66,11 @@ class RecurringSpec(Strict):
 
 
 def _comes(every: str) -> bool:
-    """Whether its time ever comes: the 31st of February does not."""
+    """Whether it is a calendar whose time ever comes: the 31st of February does not."""
+    from croniter import CroniterBadDateError, croniter  # here: no program starts later for it
+
+    if not croniter.is_valid(every):
+        return False
     try:
         croniter(every, 0).get_next(float)
     except CroniterBadDateError:

@@ -1,8 +1,6 @@
 """The engine listens at once, comes up by itself, and says so when it cannot."""
 
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -70,8 +68,3 @@ def test_it_stops_also_when_it_never_started(config: EngineConfig) -> None:
     engine.stop()
     engine.listen()
     engine.stop()
-
-
-def test_the_coordinator_is_imported_without_flower() -> None:
-    program = "import sys, coordinator.main; sys.exit('flwr' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

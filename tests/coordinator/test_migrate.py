@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from coordinator.database import Database, open_database
@@ -73,6 +74,12 @@ def test_the_revisions_make_the_tables_that_the_program_has(
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, META) == []
     store.close()
+
+
+def test_the_names_of_the_files_tell_every_revision_in_order() -> None:
+    """The program reads these names alone; alembic follows what the files say of each other."""
+    revisions = ScriptDirectory(str(SCRIPTS)).walk_revisions()
+    assert known_schemas() == [each.revision for each in revisions]
 
 
 def test_a_database_of_the_first_release_goes_on(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("coordinator.main", ("torch", "transformers")),
-        ("participant.daemon", ("grpc", "numpy", "pydantic", "torch", "flwr")),
+        # Each of these makes a restart longer for everybody who waits.
+        ("coordinator.wiring", ("torch", "numpy", "flwr", "alembic", "sqlalchemy.orm", "rich")),
+        ("coordinator.opener", ("torch", "sqlalchemy", "rich")),
+        ("participant.daemon", ("grpc", "numpy", "pydantic", "torch", "flwr", "rich")),
         ("participant.trainer", ("flwr",)),
-        ("participant.loop", ("torch", "flwr")),
+        ("participant.loop", ("torch", "transformers", "flwr", "croniter", "rich")),
         ("participant.courier", ("torch", "numpy", "transformers", "flwr")),
         ("cofuse.cli", ("torch", "flwr", "transformers", "matplotlib")),
         ("fusion.codec", ("torch",)),
