@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from protos.config import Address, StrictConfig, TlsConfig, read_toml
+from trust.identity import hosts_of
 
 _LOOPBACK: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}):[0-9]{1,5}")
 
@@ -81,6 +82,10 @@ def is_loopback(address: str) -> bool:
     return bool(_LOOPBACK.fullmatch(address))
 
 
+def _is_own(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 class CoordinatorConfig(StrictConfig):
     """Everything in coordinator.toml. Relative paths start at its folder."""
 
@@ -89,7 +94,8 @@ class CoordinatorConfig(StrictConfig):
     engine_listen: Address = "127.0.0.1:9443"
     """host:port of the engine's public port, mutual TLS."""
     engine_advertise: Address | None = None
-    """What participants are told to dial instead, when a proxy or NAT stands before it."""
+    """What participants are told to dial, when a proxy or NAT stands before it. Default: what
+    reached_at says of engine_listen."""
     enroll_listen: Address | None = None
     """host:port where join tokens are redeemed; TLS, but callers have no certificate yet. Default:
     nowhere."""
@@ -129,6 +135,20 @@ class CoordinatorConfig(StrictConfig):
     def store_url(self) -> str:
         """Where the database is, as coordinator/database.py wants it."""
         return self.store or f"sqlite:///{self.data_dir / 'coordinator.sqlite'}"
+
+    def reached_at(self, listen: str) -> str:
+        """host:port at which others dial what listens there: 0.0.0.0 is nowhere they could go.
+
+        It is the host listened on where our certificate has it, else the first one there that is
+        not this machine's own; callers refuse all others.
+        Raises: OSError, IdentityError when the certificate cannot be read.
+        """
+        host, _, port = listen.rpartition(":")
+        hosts = hosts_of(self.tls.certificate.read_bytes())
+        if not hosts or host.strip("[]") in hosts:
+            return listen
+        best = min(hosts, key=_is_own)
+        return f"[{best}]:{port}" if ":" in best else f"{best}:{port}"
 
     @model_validator(mode="after")
     def _issues_where_it_enrolls(self) -> "CoordinatorConfig":

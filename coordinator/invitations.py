@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import delete, insert, select, update
 
 from coordinator.clock import now_unix_ms
+from coordinator.config import CoordinatorConfig
 from coordinator.database import Database
 from coordinator.tables import INVITATIONS
 from protos.errors import CofuseError
@@ -44,6 +45,19 @@ _SAYS: Final = {
     Outcome.USED: "this invitation has been used",
     Outcome.LOCKED: f"this invitation is locked after {MAX_WRONG_TRIES} wrong secrets",
 }
+
+
+def join_words(config: CoordinatorConfig, role: str, token: str) -> str:
+    """What somebody invited says, in a shell: the addresses are those that they can dial.
+
+    Raises: OSError, IdentityError when the server's certificate cannot be read.
+    """
+    words = f"cofuse join {config.reached_at(config.enroll_listen or '')} {token} FOLDER"
+    if role != "participant":
+        return words
+    at, usual = config.reached_at(config.listen), CoordinatorConfig.model_fields["listen"].default
+    other_port = at.rpartition(":")[2] != usual.rpartition(":")[2]
+    return f"{words} --corpus NOTES.jsonl" + f" --coordinator {at}" * other_port
 
 
 def judge(row: Mapping[str, Any], secret: str, request_sha256: str, now_ms: int) -> Outcome:

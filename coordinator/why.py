@@ -42,6 +42,8 @@ class Seen:
     """What its audit chain did that no chain does; empty: nothing."""
     awaiting: frozenset[str] = frozenset()
     """Rounds whose finished releases wait for a person there."""
+    working: frozenset[str] = frozenset()
+    """Rounds that it has taken and not answered."""
 
 
 def seen_of(
@@ -63,6 +65,7 @@ def seen_of(
                 free_bytes=beat.free_disk_bytes,
                 skew_ms=beat.clock_skew_ms,
                 awaiting=beat.awaiting,
+                working=beat.working,
             )
     return found
 
@@ -153,6 +156,12 @@ def _open(part: Part, seen: Seen | None, now: int, round_id: str) -> Finding:
         do = "its operator looks at the release there: cofuse approve; silence is a no after 72 h"
         return Finding(f"{name} has its contribution ready, and waits for its approval there", do)
     again = when(part.lease_unix_ms, now)
+    if seen is not None and part.attempt > 1 and not part.detail and round_id not in seen.working:
+        do = (
+            "let it dial the engine's port too (engine_listen, usually 9443); its own log tells why"
+        )
+        says = f"{name} is connected, but nothing of the round has reached it in {part.attempt - 1}"
+        return Finding(f"{says} attempt{'s' * (part.attempt > 2)}; the next is {again}", do)
     last = f"; last time: {part.detail}" if part.detail else ""
     return Finding(
         f"{name} has been asked (attempt {part.attempt}) and has not answered yet{last}",

@@ -145,7 +145,7 @@ def _server(parts: Parts, enroll: EnrollService) -> GrpcServer:
         parts.presence,
         parts.opening,
         parts.signer.receipt,
-        engine_advertise=config.engine_advertise,
+        engine_advertise=config.engine_advertise or config.reached_at(engine.public_address),
     )
     transfer = TransferService(artifacts, store, config.max_upload_bytes)
     orders = Orders(config.tls.ca)

@@ -52,7 +52,7 @@ CATALOGUE: Final[dict[str, Entry]] = {
     "bad_spec": Entry(_S.INVALID_ARGUMENT, "correct the round spec and submit it again"),
     "unknown_round": Entry(_S.NOT_FOUND, "list the rounds with: cofuse round ls"),
     "unknown_name": Entry(
-        _S.NOT_FOUND, "names are those that round ls, participants, pivot ls, recurring ls show"
+        _S.NOT_FOUND, "names are those that round ls, ps, pivot ls and recurring ls show"
     ),
     "unknown_recurring": Entry(_S.NOT_FOUND, "list the recurring rounds with: cofuse recurring ls"),
     "unknown_pivot": Entry(_S.NOT_FOUND, "list the pivots with: cofuse pivot ls"),

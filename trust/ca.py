@@ -27,6 +27,7 @@ from trust.identity import (
     checked_identity,
     checked_name,
     fingerprint,
+    hosts_of,
     identity_of,
     load_certificate,
     parse_identity,
@@ -41,6 +42,7 @@ __all__ = [
     "checked_hosts",
     "create_authority",
     "fingerprint",
+    "hosts_of",
     "identity_of",
     "new_identity",
     "public_key_bytes",
@@ -122,14 +124,18 @@ def sign_request(
     return _issue(authority, identity, _key_of_request(request, identity), days, hosts)
 
 
-def renew(authority: Path, certificate: bytes, days: float) -> bytes:
-    """Issue a caller's certificate again: the same identity and key, from now on.
+def renew(
+    authority: Path, certificate: bytes, days: float, hosts: Sequence[str] | None = None
+) -> bytes:
+    """Issue a certificate again: the same identity and key, from now on.
 
     Whether it may be renewed is the caller's of this function to know.
+    Args: hosts: a server's; None: those that it has.
     Raises: IdentityError when it states no identity, or has another key than P-384.
     """
     key = _checked_key(load_certificate(certificate).public_key())
-    return _issue(authority, identity_of(certificate), key, days, ())
+    names = hosts_of(certificate) if hosts is None else hosts
+    return _issue(authority, identity_of(certificate), key, days, names)
 
 
 def _issue(

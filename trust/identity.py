@@ -102,6 +102,19 @@ def identity_of(certificate: bytes) -> Identity:
     return parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
 
 
+def hosts_of(certificate: bytes) -> tuple[str, ...]:
+    """Names and addresses that a server's certificate stands for, as they were given; () for none.
+
+    Args: certificate: PEM or DER. Raises: IdentityError when it is no certificate.
+    """
+    leaf = load_certificate(certificate)
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except UNREADABLE:
+        return ()
+    return tuple(str(one.value) for one in names if isinstance(one, (x509.DNSName, x509.IPAddress)))
+
+
 def public_key_bytes(certificate: bytes) -> bytes:
     """The certificate's public key in PEM, as the engine wants it to register a node."""
     key = load_certificate(certificate).public_key()

@@ -105,6 +105,37 @@ def sign(
 
 
 @app.command()
+def certify(
+    home: Home,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or address participants dial.  [those it has]"),
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650)] = 365,
+) -> None:
+    """Replace the server's own certificate: before it ends, or for another name.
+
+    Nobody else has to do anything. It counts from the coordinator's next start.
+    """
+    from coordinator.config import load_config
+    from protos.config import ConfigError
+    from trust.ca import IdentityError, checked_hosts, hosts_of, renew
+    from trust.files import replace_with
+
+    try:
+        config = load_config(home / "coordinator.toml")
+        certificate = config.tls.certificate
+        hosts = checked_hosts(host) if host else None
+        pem = renew(config.authority or home / "ca", certificate.read_bytes(), days, hosts)
+        replace_with(certificate, pem, 0o644)
+    except (ConfigError, IdentityError, OSError) as error:
+        fail(error, 2)
+    names = ", ".join(hosts_of(pem))
+    say(f"{certificate}: {days} days, for {names}; start the coordinator again")
+    answer({"certificate": str(certificate), "hosts": list(hosts_of(pem)), "days": days})
+
+
+@app.command()
 def rotate(
     home: Home,
     forget: Annotated[

@@ -35,7 +35,7 @@ def invite(
 
     Hand it over as you would a password. The coordinator may serve meanwhile.
     """
-    from coordinator.invitations import Invitations
+    from coordinator.invitations import Invitations, join_words
     from trust.identity import IdentityError, checked_identity, fingerprint
 
     match = _TTL.fullmatch(ttl)
@@ -53,13 +53,17 @@ def invite(
             )
         try:
             identity = checked_identity(role, name)
+            authority = fingerprint(config.tls.ca.read_bytes())
+            enroll, words = (
+                config.reached_at(config.enroll_listen),
+                join_words(config, role, "TOKEN"),
+            )
         except IdentityError as error:
             fail(error, 2)
-        authority = fingerprint(config.tls.ca.read_bytes())
         token = Invitations(database).invite(identity, authority, seconds)
-    say(f"good for {ttl}, once: cofuse join {config.enroll_listen} TOKEN FOLDER")
+    say(f"good for {ttl}, once: {words}")
     tell(str(token))
-    answer({"token": str(token), "enroll": config.enroll_listen, "ttl_s": seconds})
+    answer({"token": str(token), "enroll": enroll, "ttl_s": seconds})
 
 
 def join(

@@ -10,6 +10,7 @@ from coordinator.clock import now_unix_ms
 from coordinator.console import queries, views
 from coordinator.console.desk import Desk, Visit, may, operator
 from coordinator.console.rounds import findings
+from coordinator.invitations import join_words
 from coordinator.presence import Seen
 from protos.errors import CofuseError
 from trust.identity import Identity, IdentityError, checked_identity, fingerprint
@@ -92,8 +93,7 @@ def invite(
     return visit.html(
         "invited.html",
         identity=identity,
-        invitation=str(token),
-        enroll=config.enroll_listen,
+        words=join_words(config, role, str(token)),
         lasts=HOURS[hours],
         authority=authority,
     )

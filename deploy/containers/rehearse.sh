@@ -23,8 +23,6 @@ admit() { # NAME ROLE: sign the request that lies in ROOT/NAME
 
 cofuse coordinator init "$root/hub" --host "$host" --host localhost \
     --listen 0.0.0.0:7443 --engine-listen 0.0.0.0:9443
-# What is listened on is no address that anybody could dial.
-sed -i "1i engine_advertise = \"$host:9443\"" "$root/hub/coordinator.toml"
 cofuse identity "$root/grace" --role operator --name grace
 admit grace operator
 cofuse identity "$root/ada" --role researcher --name ada

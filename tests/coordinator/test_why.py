@@ -84,12 +84,14 @@ def test_who_holds_up_a_round_is_named_with_the_reason(seen: Seen, says: str, do
 
 def test_what_the_last_beat_said_is_what_is_known() -> None:
     beat = replace(test_presence.seen(paused=True), clock_skew_ms=7, awaiting=frozenset({"rnd-1"}))
+    beat = replace(beat, working=frozenset({"rnd-1", "rnd-2"}))
     found = seen_of(
         ["a", "b", "c"], {"a": beat, "b": None, "stranger": beat}, {"a": "it went back"}
     )
     assert found.keys() == {"a", "b", "c"}
     a = found["a"]
     assert (a.online, a.paused, a.skew_ms, a.awaiting) == (True, True, 7, {"rnd-1"})
+    assert a.working == {"rnd-1", "rnd-2"}
     assert (a.last_seen_unix_ms, a.free_bytes) == (beat.seen_unix_ms, beat.free_disk_bytes)
     assert a.alarm == "it went back"
     assert found["b"] == Seen(online=True)
@@ -99,6 +101,17 @@ def test_what_the_last_beat_said_is_what_is_known() -> None:
 def test_what_was_lost_is_told_until_it_is_found() -> None:
     round_ = after(collecting(), Lost("a", 1, "its node restarted"))
     assert "last time: its node restarted" in words("rnd-1", facts(round_))[1].says
+
+
+def test_who_attends_but_never_hears_of_the_round_cannot_dial_the_engine() -> None:
+    asked_again = after(collecting(), Tick(), now=NOW + 10 * 60_000)
+    heard = {"b": replace(HERE, working=frozenset({"rnd-1"}))}
+    known = facts(asked_again, seen={"a": HERE, "c": Seen(online=False), **heard})
+    _, a, b, c = words("rnd-1", known)
+    assert "nothing of the round has reached it in 1 attempt;" in a.says
+    assert "engine_listen" in a.do
+    assert "has been asked (attempt 2)" in b.says
+    assert "not connected" in c.says
 
 
 def test_a_round_in_the_queue_names_the_one_ahead() -> None:

@@ -7,6 +7,7 @@ from cryptography import x509
 from typer.testing import CliRunner
 
 from cofuse.cli import app
+from trust.ca import hosts_of, public_key_bytes
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -40,6 +41,23 @@ def test_a_host_may_be_an_address_or_a_name_of_any_script(tmp_path: Path) -> Non
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["xn--mnchen-3ya.example", "fuse_1"]
     assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7", "::1"]
+
+
+def test_the_server_gets_a_new_certificate_for_its_names_or_for_others(tmp_path: Path) -> None:
+    run("init", tmp_path, "--host", "fuse.example.org", "--host", "10.0.0.7")
+    first = (tmp_path / "tls" / "certificate.pem").read_bytes()
+    assert run("certify", tmp_path, "--days", 30)[0] == 0
+    second = (tmp_path / "tls" / "certificate.pem").read_bytes()
+    assert second != first
+    assert hosts_of(second) == hosts_of(first) == ("fuse.example.org", "10.0.0.7")
+    assert run("certify", tmp_path, "--host", "hub.example")[0] == 0
+    third = (tmp_path / "tls" / "certificate.pem").read_bytes()
+    assert hosts_of(third) == ("hub.example",)
+    assert public_key_bytes(third) == public_key_bytes(first)
+    code, said = run("certify", tmp_path, "--host", "two words")
+    assert code == 2
+    assert "found the host 'two words'" in said
+    assert (tmp_path / "tls" / "certificate.pem").read_bytes() == third
 
 
 def test_a_second_init_keeps_the_first_key(tmp_path: Path) -> None:

@@ -85,6 +85,30 @@ def test_an_invitation_prints_a_token_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("listen", "role", "words"),
+    [
+        ("0.0.0.0:7443", "operator", "cofuse join fuse.example.org:7444 TOKEN FOLDER"),
+        (
+            "0.0.0.0:443",
+            "participant",
+            "cofuse join fuse.example.org:7444 TOKEN FOLDER --corpus NOTES.jsonl "
+            "--coordinator fuse.example.org:443",
+        ),
+    ],
+)
+def test_an_invitation_says_the_command_that_will_work_elsewhere(
+    tmp_path: Path, listen: str, role: str, words: str
+) -> None:
+    ports = ("--listen", listen, "--enroll-listen", "0.0.0.0:7444")
+    run("coordinator", "init", tmp_path / "hub", "--host", "fuse.example.org", *ports)
+    status, _, said = run(
+        "coordinator", "invite", tmp_path / "hub", "--role", role, "--name", "ada"
+    )
+    assert status == 0
+    assert said.strip().endswith(words)
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (("--role", "root", "--name", "a"), "wanted one of participant"),
