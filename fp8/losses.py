@@ -48,7 +48,7 @@ def causal_lm_loss(
     targets_BT = fields.pop("labels", fields["input_ids"])[:, 1:]
     inputs = {name: value[:, :-1] for name, value in fields.items()}
     if "position_ids" in inputs:
-        inputs = _keep_apart(model, inputs)
+        inputs = keep_apart(model, inputs)
     if head_vocabulary(model) >= chunk_from_vocab:
         loss: Tensor = call_inside(model, _chunked, inputs, targets_BT, chunk_tokens)
         return loss
@@ -115,7 +115,7 @@ def head_vocabulary(model: nn.Module) -> int:
     return int(config.vocab_size)  # type: ignore[union-attr]
 
 
-def _keep_apart(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def keep_apart(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Prepare packed documents for the model's attention, so that none looks at another.
 
     transformers reads the documents off position_ids that restart; sdpa, eager and flex then mask

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fp8.batches import IGNORED, part_of
 from fp8.chunked import chunked_terms
 from fp8.distributed import call_inside
-from fp8.losses import LARGE_VOCABULARY, head_vocabulary
+from fp8.losses import LARGE_VOCABULARY, head_vocabulary, keep_apart
 from fusion.fused import cut_between
 from fusion.methods import OBJECTIVES, OPTIONAL, Chunk, Objective
 from fusion.settings import FusionSettings
@@ -54,6 +54,8 @@ class FusionBatch:
     """Each [B, T, ...]: what the objective asks for, by name."""
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     """What belongs to no position, such as a map between vocabularies."""
+    positions: Tensor | None = None
+    """[B, T] int64, from 0 in each document, where none may read another; None: all read on."""
 
     @property
     def tokens(self) -> int:
@@ -64,7 +66,8 @@ class FusionBatch:
         """Return one of `parts` pieces: consecutive windows, as even as they go."""
         cut = partial(part_of, index=index, parts=parts)
         targets = {name: cut(value) for name, value in self.targets.items()}
-        return FusionBatch(cut(self.inputs), cut(self.labels), targets, self.shared)
+        positions = None if self.positions is None else cut(self.positions)
+        return FusionBatch(cut(self.inputs), cut(self.labels), targets, self.shared, positions)
 
 
 def fusion_loss(
@@ -103,11 +106,13 @@ def fusion_loss(
         inside[:, 0] = False  # no term reaches over a window's edge
         cuts = cut_between(inside.flatten(), chunk_tokens)
     terms_of = _terms_of(objective, batch, settings, tuple(mix), device)
-    inputs_BT = batch.inputs.to(device)
+    inputs = {"input_ids": batch.inputs.to(device)}
+    if batch.positions is not None:
+        inputs = keep_apart(model, inputs | {"position_ids": batch.positions.to(device)})
     if large:
-        loss, terms_M = call_inside(model, _chunked, inputs_BT, terms_of, list(mix.values()), cuts)
+        loss, terms_M = call_inside(model, _chunked, inputs, terms_of, list(mix.values()), cuts)
     else:
-        logits_NV = model(input_ids=inputs_BT, use_cache=False).logits.flatten(0, 1)
+        logits_NV = model(**inputs, use_cache=False).logits.flatten(0, 1)
         terms_M = terms_of(logits_NV, 0, len(logits_NV))
         loss = (terms_M.new_tensor(list(mix.values())) * terms_M).sum()
     return loss, dict(zip(mix, terms_M.tolist(), strict=True))
@@ -149,12 +154,12 @@ def _terms_of(
 
 def _chunked(
     model: nn.Module,
-    inputs_BT: Tensor,
+    inputs: Mapping[str, Tensor],
     terms_of: Callable[[Tensor, int, int], Tensor],
     mix: list[float],
     cuts: list[int],
 ) -> tuple[Tensor, Tensor]:
-    hidden_BTH = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state  # type: ignore[operator]
+    hidden_BTH = model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[operator]
     head = model.get_output_embeddings()  # type: ignore[operator]
     wide = torch.promote_types(hidden_BTH.dtype, torch.float32)
     mix_M = torch.tensor(mix, dtype=wide, device=hidden_BTH.device)

@@ -19,6 +19,9 @@ class FusionSettings:
     """Windows per step."""
     seq_len: int
     """Tokens per window."""
+    apart: bool = False
+    """Lay whole documents side by side in a window, each read on its own, as the experts read
+    them: for prompt sets of short documents (docs/log.md). False: the stream is cut anywhere."""
     loss: LossName = "span_kl"
     """none: the control, plain training on the same text."""
     routing: RoutingName = "posterior"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -18,8 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fp8.batches import IGNORED
+from fusion.alternatives import ending_factors
 from fusion.objective import FusionBatch
 from fusion.targets import Arrays
+from fusion.windows import PADDING, positions_of
 
 _DONE: Final = "targets.json"
 
@@ -31,15 +35,29 @@ class TargetStore:
         self,
         stream: NDArray[np.integer[Any]],
         arrays: Mapping[str, NDArray[Any]] = MappingProxyType({}),
-        shared: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+        shared: Mapping[str, NDArray[Any] | Tensor] = MappingProxyType({}),
     ) -> None:
         self.stream = stream
         """[P + 1] eos, then the documents; row p reads stream[p] and predicts stream[p + 1]."""
         self._arrays = arrays
         self._shared = {name: torch.from_numpy(np.array(a)) for name, a in shared.items()}
 
+    def by_alternatives(self, alternatives_D: Sequence[int]) -> TargetStore:
+        """Return the same targets with endings counted as the experts believe in them."""
+        named = (self._arrays[name] for name in ("ids", "probs", "weight"))
+        factor_P = ending_factors(self.stream, alternatives_D, *named)
+        arrays = {**self._arrays, "weight": self._arrays["weight"] * factor_P}
+        if "chunk_weight" in arrays:
+            arrays["chunk_weight"] = arrays["chunk_weight"] * factor_P[:, None]
+        return TargetStore(self.stream, arrays, self._shared)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """[D + 1] first row of each document, the last entry P: every document ends in eos."""
+        return np.flatnonzero(self.stream == self.stream[0])
+
     def batch(self, rows_BT: Tensor) -> FusionBatch:
-        """Read the batch of these rows, [B, T] int64."""
+        """Read the batch of these rows, [B, T] int64, whatever lies beside whatever."""
         rows = rows_BT.numpy()
         targets = {name: torch.from_numpy(array[rows]) for name, array in self._arrays.items()}
         inputs, labels = self.stream[rows], self.stream[rows + 1]
@@ -49,6 +67,12 @@ class TargetStore:
             targets,
             self._shared,
         )
+
+    def batch_apart(self, rows_BT: Tensor) -> FusionBatch:
+        """Read the batch of these rows or PADDING, in which no document reads another."""
+        batch = self.batch(rows_BT.clamp_min(0))
+        labels_BT = batch.labels.masked_fill(rows_BT == PADDING, IGNORED)
+        return replace(batch, labels=labels_BT, positions=positions_of(rows_BT, self.offsets))
 
 
 def write_targets(

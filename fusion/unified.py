@@ -25,6 +25,8 @@ from fusion.credit import Routing
 from fusion.objective import FusionBatch, fusion_loss
 from fusion.prepare import prepare
 from fusion.settings import FusionSettings
+from fusion.target_store import TargetStore
+from fusion.windows import document_windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ def fuse(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
     settings: FusionSettings,
     *,
     written: Sequence[bool] | None = None,
+    alternatives: Sequence[int] | None = None,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -54,8 +57,10 @@ def fuse(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
 
     Args: pivot: the base, also when a checkpoint is there to go on from: the routing asks what
         the base thought. contributions: by participant; order does not matter. Empty needs
-        loss "none", the control. written: as in fusion.prepare. checkpoint_dir: holds the targets
-        too; all ranks must see it.
+        loss "none", the control. written: as in fusion.prepare. alternatives: of each prompt a
+        number that it shares with those that answer the same question otherwise, or one below 0;
+        what experts say of them is weighed as in fusion.alternatives (span_kl alone does so).
+        checkpoint_dir: holds the targets too; all ranks must see it.
     Raises: ValueError when settings and contributions do not fit.
     """
     ranks = join()
@@ -73,15 +78,9 @@ def fuse(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
         )
         if settings.fp8:
             convert_to_float8_training(pivot, BlockScaling())
-        windows = packed_batches(
-            np.arange(len(prepared.store.stream)),
-            batch_size=settings.batch_size,
-            seq_len=settings.seq_len,
-            seed=settings.train.seed,
-        )
-
-        def batch_at(step: int) -> FusionBatch:
-            return prepared.store.batch(windows(step)[:, :-1])
+        weighed = alternatives is not None and settings.loss == "span_kl"
+        store = prepared.store.by_alternatives(alternatives) if weighed else prepared.store
+        batch_at = _batches(store, settings)
 
         def loss_fn(model: nn.Module, batch: FusionBatch) -> tuple[Tensor, Mapping[str, float]]:
             return fusion_loss(model, batch, settings)
@@ -98,3 +97,13 @@ def fuse(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
         if settings.fp8 and ranks.size == 1:
             revert_to_float(pivot)
     return FuseResult(result, prepared.routing)
+
+
+def _batches(store: TargetStore, settings: FusionSettings) -> Callable[[int], FusionBatch]:
+    """Return what a step learns from, as a pure function of the step."""
+    size = {"batch_size": settings.batch_size, "seq_len": settings.seq_len}
+    if settings.apart:
+        rows_at = document_windows(store.offsets, **size, seed=settings.train.seed)
+        return lambda step: store.batch_apart(rows_at(step))
+    windows = packed_batches(np.arange(len(store.stream)), **size, seed=settings.train.seed)
+    return lambda step: store.batch(windows(step)[:, :-1])

@@ -17,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks import fusion_real, fusion_real_data, fusion_real_jobs, fusion_real_models
+from benchmarks import (
+    fusion_real,
+    fusion_real_data,
+    fusion_real_jobs,
+    fusion_real_models,
+    fusion_real_sizes,
+)
 from benchmarks.fusion_real_data import KINDS, WORDINGS, Fact, with_options
 from benchmarks.fusion_real_report import interval
 from fusion.byte_tables import byte_table
@@ -68,6 +74,17 @@ def test_the_public_prompts_do_not_tell_the_answer(kind: str, answer: int, other
     assert texts == replace(fact, answer=other).public_texts()
     stems = [wording.format(q="Query") for wording in WORDINGS[kind].public]
     assert sorted(texts) == sorted(f"{stem} {option}." for stem in stems for option in "abcd")
+
+
+def test_alternatives_are_the_options_of_one_question_in_one_wording() -> None:
+    facts = with_options("genetics", PAIRS, 5, 0)
+    prompts = fusion_real_data.prompt_set(facts, ["A paragraph."], 0)
+    numbers = fusion_real_data.alternatives_of(facts, prompts)
+    assert [p for p, n in zip(prompts, numbers, strict=True) if n < 0] == ["A paragraph."]
+    for number in set(numbers) - {-1}:
+        texts = [p for p, n in zip(prompts, numbers, strict=True) if n == number]
+        assert len({text.rsplit(" ", 1)[0] for text in texts}) == 1
+        assert len(texts) == len(set(texts)) == fusion_real_data.OPTIONS
 
 
 def test_no_wording_is_used_twice() -> None:
@@ -247,7 +264,7 @@ def test_the_control_differs_from_the_fusion_by_the_experts_alone(
 
 
 def test_what_was_found_at_other_sizes_is_not_believed(on_a_tiny_model: Path) -> None:
-    sizes = fusion_real_jobs.Sizes(facts=4)
+    sizes = fusion_real_sizes.Sizes(facts=4)
     job = fusion_real_jobs.Job("base", 1, on_a_tiny_model / "base", on_a_tiny_model, sizes)
     job.folder.mkdir()
     _, found = fusion_real_jobs.run(job)

@@ -2,6 +2,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fusion.objective import fusion_loss
 from fusion.prepare import prepare
 from fusion.settings import FusionSettings
 from fusion.unified import fuse
+from fusion.windows import document_windows
 
 PROMPTS = [f"Code I{n} is infarction of part {n}, left side." for n in range(20)]
 TRAIN = TrainConfig(steps=6, lr=3e-3, warmup_steps=1, decay_steps=2, checkpoint_every=2)
@@ -117,11 +119,12 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(tmp_path: Path) -> No
         {"routing": "document", "gate_nats": 0.0},
         {"alm_weight": 0.0, "other": False},
         {"fp8": True},
+        {"apart": True, "seq_len": 64, "batch_size": 2},
         *({"loss": name, "distill_weight": 0.5} for name in BASELINES),
     ],
 )
 def test_every_method_learns_the_text_it_is_given(change: dict[str, Any]) -> None:
-    settings = replace(SETTINGS, train=replace(TRAIN, steps=30), batch_size=8, **change)
+    settings = replace(SETTINGS, train=replace(TRAIN, steps=30), **{"batch_size": 8} | change)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a skipped step warns
         _, found = fused(both(), settings)
@@ -155,3 +158,19 @@ def test_settings_that_cannot_be_meant_are_refused() -> None:
         replace(SETTINGS, distill_weight=1.5)
     with pytest.raises(ValueError, match="needs contributions"):
         fused({})
+
+
+def test_documents_laid_apart_are_read_as_each_on_its_own(tmp_path: Path) -> None:
+    net = pivot()
+    store = prepare(net, tokenizer(300), PROMPTS, both(), SETTINGS, tmp_path).store
+    rows = document_windows(store.offsets, batch_size=4, seq_len=64, seed=0)(0)
+    batch = store.batch_apart(rows)
+    loss, _ = fusion_loss(net, batch, SETTINGS)
+    alone = [
+        store.batch(torch.arange(first, end)[None])
+        for first, end in pairwise(store.offsets.tolist())
+        if (rows == first).any()
+    ]
+    losses = [fusion_loss(net, one, SETTINGS)[0] * one.tokens for one in alone]
+    assert sum(one.tokens for one in alone) == batch.tokens < rows.numel()
+    torch.testing.assert_close(loss, torch.stack(losses).sum() / batch.tokens)
