@@ -64,6 +64,16 @@ def test_a_small_tail_is_not_lost_to_cancellation(path: str) -> None:
     assert found.tail[0] == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("likeliest", [0, 5001, 5002])
+def test_a_single_huge_logit_overflows_nothing_wherever_it_stands(
+    path: str, likeliest: int
+) -> None:
+    """The last ids are in no whole block: 5003 is a prime."""
+    logits = torch.randn(2, 5003, generator=torch.Generator().manual_seed(0))
+    logits[0, likeliest] = 200.0
+    check(logits, 16)
+
+
 def test_masked_ids_are_at_the_floor(path: str) -> None:
     logits = torch.zeros(2, 8)
     logits[:, 3:] = -torch.inf
