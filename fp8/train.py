@@ -152,6 +152,9 @@ def train_step(
     """Do one step and move `at` by one. Returns the loss (NaN if it was not finite) and metrics."""
     ranks = ranks or Ranks()
     pieces = pieces_of(batch, config.accumulate, ranks)
+    # Within torch.autocast, copies made by the last step or while the batch was made (a rollout,
+    # without gradients) would be read again: weights that no longer are, or get no gradient.
+    torch.clear_autocast_cache()
     with _seeded(model, config.seed * 1_000_003 + at.step, ranks):
         optimizer.zero_grad(set_to_none=True)
         loss, metrics = accumulate(model, pieces, loss_fn, ranks)
@@ -164,6 +167,7 @@ def train_step(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(at.step, config)
             optimizer.step()
+            torch.clear_autocast_cache()  # of weights that are no more
     if not finite:
         report_skip(model, pieces, loss_fn, loss_value, at, ranks)
     at.advance(loss_value if math.isfinite(loss_value) else math.nan, skipped=not finite)

@@ -25,6 +25,7 @@ from participant.sandbox import (
     scratch,
     wall_of,
 )
+from participant.stages import StageError
 from protos import logs
 from protos.config import ConfigError
 from protos.errors import RemoteError
@@ -92,7 +93,7 @@ def _behind_the_wall(role: Role, config: ParticipantConfig, end: socket.socket) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor hears it, and ends us in order
     try:
         program.run()
-    except (AuditError, KeyFileError, CorpusError, RemoteError, OSError) as error:
+    except (AuditError, KeyFileError, CorpusError, StageError, RemoteError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return HOPELESS
     return 0

@@ -66,7 +66,7 @@ class Program:
         self._stop.set()
 
     def run(self) -> None:
-        """Compute until stopped. Raises: CorpusError, OSError."""
+        """Compute until stopped. Raises: CorpusError, StageError, OSError."""
         self._line.start(
             {
                 ("guard", "hold"): self._hold,

@@ -13,18 +13,20 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from transformers import PreTrainedModel
 
-from fp8.train import Progress, TrainResult
+from fp8.train import CheckpointError, Progress, TrainingDivergedError, TrainResult
 from fusion.models import load_model, save_model
+from fusion.sampling import GenerateError
 from participant.config import Stage, TrainingConfig
 from participant.durable import sync_tree, write_durably
-from participant.stages import rl, sft
+from participant.stages import StageError, rl, sft
 from participant.stages.conversations import Chat
 from participant.stages.cpt import Expert, set_precision
 from participant.stages.review import EVALS, PROGRESS
@@ -86,13 +88,18 @@ def develop(
 
     Args: gate: what a stage may make the expert recite; None: nothing was planted.
     Returns: the result of the last stage that ran; finished is False when should_stop ended it.
-    Raises: what a stage raises: CorpusError, ChatError, CheckpointError, TrainingDivergedError.
+    Raises: CorpusError, ChatError; StageError of a run that diverged or a damaged checkpoint.
     """
-    pretrain = partial(expert.pretrain, training, on_progress=on_progress, should_stop=should_stop)
-    if not stages:
-        return pretrain()
     base = expert.stages / "0-cpt" / "model"
-    result = pretrain(into=base)
+    with _named("0-cpt"):
+        result = expert.pretrain(
+            training,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            into=base if stages else None,
+        )
+    if not stages:
+        return result
     if not result.finished:
         return result
     name = name_of(stages)  # now: data that change under our hands are a reason to begin anew
@@ -105,7 +112,8 @@ def develop(
         _keep_only(folder, key)
         if not (folder / "model").exists():
             _LOG.info("stage %s begins", folder.name)
-            result = _learn(model, folder, stage, on_progress, should_stop)
+            with _named(folder.name):
+                result = _learn(model, folder, stage, on_progress, should_stop)
             if not result.finished:
                 return result
         _measure_once(expert.stages, folder.name, key, folder / "model", stages)
@@ -115,6 +123,15 @@ def develop(
     write = partial(shutil.copytree, model)
     expert.finish(write, training.steps, stages=name)
     return result
+
+
+@contextmanager
+def _named(stage: str) -> Iterator[None]:
+    """Say which stage it was that cannot go on: its words tell what to change, not where."""
+    try:
+        yield
+    except (CheckpointError, TrainingDivergedError, GenerateError) as error:
+        raise StageError(f"stage {stage}: {error}") from error
 
 
 def opened(folder: Path, stage: Stage) -> tuple[PreTrainedModel, Chat]:

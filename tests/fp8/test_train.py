@@ -353,6 +353,24 @@ def test_ten_in_a_row_are_divergence_and_nine_are_not(tmp_path: Path) -> None:
             train(Line(), spoiled_at(set(range(3, 13))), line_loss, CONFIG)
 
 
+def test_within_autocast_each_step_reads_the_weights_that_the_last_one_left() -> None:
+    trained = []
+    for keeps in (True, False):
+        model = Line()
+
+        def read_first(step: int, model: nn.Module = model) -> Tensor:
+            with torch.no_grad():  # as a rollout does
+                line_loss(model, BATCH_AT(step))
+            return BATCH_AT(step)
+
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=keeps):
+            losses = train(model, read_first, line_loss, CONFIG).losses
+            losses.append(float(line_loss(model, BATCH_AT(0))))
+        trained.append((losses, model))
+    assert trained[0][0] == trained[1][0]
+    assert same_weights(trained[0][1], trained[1][1])
+
+
 # -- schedule, optimizer, progress
 
 

@@ -25,7 +25,7 @@ from participant.config import (
     load_config,
 )
 from participant.policy import GateRules
-from participant.stages import chain, sft
+from participant.stages import StageError, chain, sft
 from participant.stages.chain import develop, name_of
 from participant.stages.conversations import Chat, ChatError
 from participant.stages.cpt import Expert, set_precision
@@ -214,6 +214,20 @@ def test_a_stage_that_cannot_run_says_what_to_change(
     model, tokenizer = load_model(home.expert.directory)
     with pytest.raises(ChatError, match=words):
         sft.finetune(model, Chat(tokenizer), home.stage(**settings))
+
+
+def test_a_stage_that_cannot_go_on_is_named_with_what_to_do(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    long = home.stage(steps=30, checkpoint_every=1)
+    assert not home.develop(long, stop_after=TRAINING.steps + 3)
+    (state,) = (home.expert.stages / "1-sft" / "checkpoint").glob("*-3/state.json")
+    for path in (home.expert.stages / "1-sft" / "checkpoint").glob("*/state.json"):
+        path.write_text("{")
+    with pytest.raises(StageError, match=rf"stage 1-sft: .*{state}.* delete {state.parent}"):
+        home.develop(long)
+    with pytest.warns(RuntimeWarning), pytest.raises(StageError, match=r"stage 1-sft: .*lower lr"):
+        home.develop(home.stage(steps=30, lr=1e30))
+    assert home.develop(home.stage(steps=1)), "other settings are the way out"
 
 
 TOML = """
