@@ -5,7 +5,7 @@ DEMO_ARGS ?=
 FUZZ_SECONDS ?= 120
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check setup format protos docs docs-site benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer reliability fuzz clean
+.PHONY: demo test test-slow check setup format protos docs docs-site benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer reliability reliability-gates fuzz clean
 
 demo: .venv/.ok  ## a whole federation on this machine
 	$(BIN)/cofuse demo $(DEMO_ARGS)
@@ -63,6 +63,9 @@ benchmark-fp8-gpu: .venv/.ok  ## ten minutes on a Hopper GPU; writes benchmarks/
 
 reliability: .venv/.ok  ## kills, crashes, cuts, many participants: up to 40 minutes; writes reliability.json
 	$(BIN)/python benchmarks/reliability.py
+
+reliability-gates: .venv/.ok  ## the canary gate and poisoning, of the same commit, into reliability.json
+	$(BIN)/python benchmarks/reliability.py --only canary poisoning --add
 
 fuzz: .venv/.ok  ## every parser of foreign bytes under fire, FUZZ_SECONDS each (22 of them)
 	$(BIN)/python benchmarks/fuzz.py --seconds $(FUZZ_SECONDS) --json

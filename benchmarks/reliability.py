@@ -1,10 +1,12 @@
 """Everything that may go wrong, on purpose: `make reliability`, within 40 minutes on two cores.
 
-    python benchmarks/reliability.py [--short] [--only PART ...] [--out reliability.json]
+    python benchmarks/reliability.py [--short] [--only PART ...] [--add] [--out reliability.json]
 
 Each part is a program of its own under benchmarks/ (or a set of tests), with a time limit; a part
-that fails or runs over leaves its figures out, and the reason in. The table goes to stderr, the
-figures to the file.
+that fails or runs over leaves its figures out, and the reason in. `canary` and `poisoning` train
+models for minutes and run when they are named: `--only canary poisoning --add` puts their figures
+beside those that the file holds of the same commit. The table goes to stderr, the figures to the
+file.
 """
 
 import argparse
@@ -41,6 +43,8 @@ class Part:
     """Its arguments in the short form."""
     minutes: float
     why: str
+    apart: bool = False
+    """It runs only when it is named."""
 
 
 PARTS: Final = {
@@ -86,6 +90,22 @@ PARTS: Final = {
         minutes=20,
         why="who may call what, parsers under fire, invented patients searched for",
     ),
+    "canary": Part(
+        program="benchmarks/canary.py",
+        arguments=("--seeds", "2"),
+        short=("--seeds", "1"),
+        minutes=30,
+        why="an over-fitted expert's release is stopped, a usual one's is not",
+        apart=True,
+    ),
+    "poisoning": Part(
+        program="benchmarks/poisoning.py",
+        arguments=(),
+        short=("--attacks", "shuffle"),
+        minutes=60,
+        why="one of five participants poisons",
+        apart=True,
+    ),
 }
 KEYS: Final = (
     "kills",
@@ -101,6 +121,8 @@ KEYS: Final = (
     "rpc_matrix",
     "fuzz",
     "phi_hits",
+    "canary",
+    "poisoning",
 )
 """What reliability.json holds at its top, part by part."""
 
@@ -164,6 +186,37 @@ def _ended(command: Sequence[str], minutes: float) -> tuple[str, int]:
     return done.stdout + ("" if "{" in done.stdout else done.stderr), done.returncode
 
 
+def commit() -> str:
+    """Name the commit of this checkout; "" where a file differs from it, or nobody knows."""
+    asked = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    try:
+        head, changed = (
+            subprocess.run(
+                ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+            ).stdout.strip()
+            for words in asked
+        )
+    except FileNotFoundError:
+        return ""
+    return "" if changed else head
+
+
+def kept(path: Path, of: str) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return a file's figures by part, and what was left out of it; none of a file not there.
+
+    Raises: PartError unless they were measured at the commit `of`.
+    """
+    if not path.exists():
+        return {}, {}
+    held = json.loads(path.read_text(encoding="utf-8"))
+    if not of or held.get("commit") != of:
+        raise PartError(
+            f"{path} holds figures of commit {held.get('commit') or 'unknown'}, and this is "
+            f"{of or 'a changed checkout'}: measure all of it anew, without --add"
+        )
+    return held["parts"], held["left_out"]
+
+
 def table(found: dict[str, dict[str, Any]], left_out: dict[str, str]) -> str:
     """The figures in words, part by part."""
     lines = []
@@ -182,12 +235,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; exit 1 when one was left out."""
     parser = argparse.ArgumentParser(description="What a federation survives.")
     parser.add_argument("--short", action="store_true", help="small sizes: a minute or two")
-    parser.add_argument("--only", nargs="+", choices=[*PARTS, "tests"], default=[*PARTS, "tests"])
+    parser.add_argument("--only", nargs="+", choices=[*PARTS, "tests"])
+    parser.add_argument("--add", action="store_true", help="keep the file's other figures")
     parser.add_argument("--out", type=Path, default=Path("reliability.json"))
     arguments = parser.parse_args(argv)
     found: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
-    for name in arguments.only:
+    of = commit()
+    if arguments.add:
+        try:
+            found, left_out = kept(arguments.out, of)
+        except PartError as error:
+            parser.error(str(error))
+    usual = [*(name for name, part in PARTS.items() if not part.apart), "tests"]
+    for name in arguments.only or usual:
+        found.pop(name, None)
+        left_out.pop(name, None)
         began = time.monotonic()
         try:
             if name in PARTS:
@@ -203,7 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failures = [f["invariant_failures"] for f in found.values() if "invariant_failures" in f]
     if failures:
         top["invariant_failures"] = sum(failures)
-    text = json.dumps({**top, "parts": found, "left_out": left_out}, indent=1)
+    figures = {**top, "commit": of, "parts": found, "left_out": left_out}
+    text = json.dumps(figures, indent=1)
     arguments.out.write_text(text + "\n", encoding="utf-8")
     sys.stderr.write(table(found, left_out))
     return int(bool(left_out))

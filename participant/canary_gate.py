@@ -26,6 +26,10 @@ _WORDS: Final = {
     RELEASE: "what reads the release alone",
     RECALL: "the expert's answer on the records themselves",
 }
+_REMEDY: Final = (
+    "an expert that reads its text less often recites less of it: lower `steps` in [training] of "
+    "participant.toml, or give it more text, move data/expert away and let it train anew"
+)
 _TOLD: Final = "the release did not pass this institution's canary gate"
 
 
@@ -74,7 +78,7 @@ def check(rules: GateRules, question: Question) -> dict[str, Exposure]:
     found = measure(question)
     said = verdict(rules, found)
     if not said.passed:
-        _refuse_or_warn(rules, said.words)
+        _refuse_or_warn(rules, f"{said.words}; {_REMEDY}")
     elif not said.certain:
         _LOG.warning("canary gate: too few records to be sure: %s", said.words)
     else:

@@ -6,6 +6,7 @@ Shapes: N = planted records, M = held-out ones.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -69,6 +70,7 @@ def exposure(planted_N: NDArray[np.float64], held_out_M: NDArray[np.float64]) ->
     )
 
 
+@cache
 def share_interval(found: int, of: int) -> tuple[float, float]:
     """Return an interval that holds a share in 95 % of cases or more, however few they are.
 

@@ -87,8 +87,9 @@ class GateRules(StrictConfig):
     """
 
     canaries: Action = "off"
-    auc_max: float = Field(default=0.55, ge=0.5, le=1)
-    """What reads this release alone may tell a planted record from a held-out one so often."""
+    auc_max: float = Field(default=0.62, ge=0.5, le=1)
+    """What reads this release alone may tell a planted record from a held-out one so often: where
+    the scores of both are normal, that is exactly as much as `tpr_max` lets it."""
     tpr_max: float = Field(default=0.03, ge=0, le=1)
     """It may find this share of the planted ones, at one false alarm in a hundred."""
     recall_tpr_max: float = Field(default=0.7, ge=0, le=1)

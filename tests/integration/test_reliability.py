@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,14 @@ def test_a_pivot_whose_files_are_not_its_sums_is_half(
     assert len(witness.halves) == wrong
 
 
-@pytest.mark.parametrize("part", reliability.PARTS.values(), ids=reliability.PARTS)
+@pytest.mark.parametrize(
+    "part",
+    # Those that train load what trains, for 9 s each.
+    [
+        pytest.param(part, id=name, marks=pytest.mark.slow if part.apart else ())
+        for name, part in reliability.PARTS.items()
+    ],
+)
 def test_each_part_is_a_program_that_takes_its_arguments(part: reliability.Part) -> None:
     command = [sys.executable, part.program, *part.arguments, *part.short, "--json", "--help"]
     done = subprocess.run(
@@ -148,3 +156,27 @@ def test_the_driver_says_which_part_is_left_out_and_why(
     assert found["parts"] == {"finding": {"kills": 3, "more": 1}}
     assert found["left_out"]["missing"] == "benchmarks/no_such.py is not there"
     assert "the disk is gone" in found["left_out"]["failing"]
+
+
+def test_figures_are_added_only_to_those_of_the_same_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "finds.py"
+    program.write_text('print(\'{"canary": {"tpr": 1}}\')', encoding="utf-8")
+    usual = reliability.Part(program=str(program), arguments=(), short=(), minutes=1, why="")
+    parts = {"usual": usual, "canary": replace(usual, apart=True)}
+    monkeypatch.setattr(reliability, "PARTS", parts)
+    monkeypatch.setattr(reliability, "commit", lambda: "one")
+    out = tmp_path / "reliability.json"
+    add = ["--short", "--out", str(out), "--only", "canary", "--add"]
+    assert reliability.main(["--short", "--out", str(out)]) == 0
+    assert set(json.loads(out.read_text(encoding="utf-8"))["parts"]) == {"usual"}
+    assert reliability.main(add) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert set(found["parts"]) == {"usual", "canary"}
+    assert (found["commit"], found["canary"]) == ("one", {"tpr": 1})
+    for other in ("two", ""):
+        monkeypatch.setattr(reliability, "commit", lambda other=other: other)
+        with pytest.raises(SystemExit):
+            reliability.main(add)
+        assert "measure all of it anew" in capsys.readouterr().err

@@ -78,6 +78,7 @@ def test_the_submitter_hears_that_it_did_not_pass_and_no_figure(
         check(BLOCK, planted)
     assert not any(character.isdigit() for character in str(refusal.value))
     assert "1.000" in refusal.value.here
+    assert "lower `steps`" in refusal.value.here  # what the institution may do about it
     assert check(GateRules(canaries="warn"), planted) == {RECALL: ALL}
 
 
