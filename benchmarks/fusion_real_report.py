@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from benchmarks.fusion_real_data import KINDS
 from benchmarks.fusion_real_jobs import Scores
+from fusion.intervals import share_interval
 
 Results = dict[int, dict[str, Scores]]
 """Scores by seed and model."""
@@ -39,14 +40,6 @@ def summarise(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share of `count` trials. Source: Wilson (1927)."""
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def table(summary: Mapping[str, Any], count: int) -> str:
     """Lay out the summary as a Markdown table. Args: count: questions of a kind, all seeds."""
     both = len(KINDS) * count
@@ -62,7 +55,7 @@ def table(summary: Mapping[str, Any], count: int) -> str:
 
 
 def _share(share: float, count: int) -> str:
-    low, high = interval(share, count)
+    low, high = share_interval(share, count)
     return f"{share:.2f} ({low:.2f}-{high:.2f})"
 
 

@@ -14,7 +14,8 @@ from fusion import packing
 from protos.spec import RoundSpec
 
 BYTES_A_TOKEN: Final = (6.0, 2.5)
-"""Of plain text, from tokenizers of 150,000 ids to those of 1,000: the range that is shown."""
+"""Of plain text, from tokenizers of 150,000 ids to those of 1,000: the range that is shown. One of
+300 ids has 1.4 and one of 257 has 1: see Cost.positions_bound."""
 VOCABULARY: Final = 151_936
 """Assumed for the width of an id where no tokenizer is given: the largest in wide use."""
 
@@ -27,6 +28,8 @@ class Cost:
     text_bytes: int
     positions: tuple[int, int]
     """Least and most: tokens of the public text, each document's end among them."""
+    positions_bound: int
+    """More are not possible, as no token writes less than a byte; near it with few hundred ids."""
     ship_bytes: tuple[int, int] | None
     """Of the file that leaves, its vocabulary aside; None: of a weights round, the pivot's size."""
     exact: bool
@@ -42,9 +45,11 @@ def cost_of(spec: RoundSpec, texts: Sequence[str], tokenizer: Path | None) -> Co
     vocabulary = VOCABULARY
     if tokenizer is None:
         few, many = (int(size / per) + len(texts) for per in BYTES_A_TOKEN)
+        # Its bytes, its end, and the space that some tokenizers put before a document.
+        bound = size + 2 * len(texts)
     else:
         few, vocabulary = _count(texts, tokenizer)
-        many = few
+        many = bound = few
     ship = None
     if spec.kind == "logits":
         width = spec.top_k if spec.sampler == "top_k" else min(spec.draws, vocabulary)
@@ -53,7 +58,7 @@ def cost_of(spec: RoundSpec, texts: Sequence[str], tokenizer: Path | None) -> Co
         row = packing.row_bytes(width, packing.bits_for(vocabulary)) + width + 1
         per_position = 2 + spec.ship_share * row
         ship = int(few * per_position), int(many * per_position)
-    return Cost(len(texts), size, (few, many), ship, tokenizer is not None)
+    return Cost(len(texts), size, (few, many), bound, ship, tokenizer is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, Required, TypedDict, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -21,7 +20,6 @@ from fusion.byte_tables import ByteTable, byte_table, encode, hash_tokenizer
 from fusion.codec import LogitFile, LogitWriter
 from fusion.contribution import (
     CODEC_VERSION,
-    LOGPROB_FLOOR,
     LogitContribution,
     LogitHeader,
     LogitSource,
@@ -29,7 +27,7 @@ from fusion.contribution import (
     runs,
 )
 from fusion.models import eos_id
-from fusion.samples import draw, tally, uniforms
+from fusion.samples import sampled_rows, uniforms
 from fusion.scoring import Scored, score
 from fusion.top_rows import top_rows
 
@@ -249,13 +247,11 @@ class _Extraction:
         done = before
         for scored in score(self.model, [[eos, *ids] for ids in docs]):
             reduced = self._reduce(scored, start)
-            for index, window in enumerate(scored.windows):
-                to = slice(
-                    first := int(offsets[window.stream]) + window.start, first + window.scored
-                )
-                for name, part in reduced.items():
-                    found[name][to] = part[scored.rows(index)]
-                done += window.scored
+            for part in scored.parts:
+                at = int(offsets[part.stream]) + part.start - part.rows.start
+                for name, rows in reduced.items():
+                    found[name][at + part.rows.start : at + part.rows.stop] = rows[part.rows]
+            done += len(scored.labels)
             if self.wanted.on_progress is not None:
                 self.wanted.on_progress(done, self.header.positions)
         vocab_bytes, vocab_offsets = self._vocabulary
@@ -272,28 +268,21 @@ class _Extraction:
         )
 
     def _reduce(self, scored: Scored, first_document: int) -> dict[str, NDArray[Any]]:
-        """Make rows of a contribution out of a batch's rows of logits, scored or not."""
-        if self.wanted.sampler == "top_k":
-            top = top_rows(scored.logits, scored.labels, self.wanted.top_k)
-            return {
-                "own_logprob": top.own,
-                "topk_ids": top.ids,
-                "topk_logprobs": top.logprobs,
-                "tail_logprob": top.tail,
-            }
-        numbers = np.zeros((len(scored.labels), self.wanted.draws))
-        for index, w in enumerate(scored.windows):
-            numbers[scored.rows(index)] = uniforms(
-                self.wanted.seed, first_document + w.stream, w.start, w.scored, self.wanted.draws
-            )
-        numbers_ND = torch.from_numpy(numbers).to(scored.logits.device)
-        ids_ND, own = draw(scored.logits, scored.labels, numbers_ND)
-        ids, logprobs = tally(ids_ND.cpu().numpy(), self.wanted.top_k)
+        """Make rows of a contribution out of rows of logits."""
+        wanted = self.wanted
+        if wanted.sampler == "top_k":
+            kept = top_rows(scored.logits, scored.labels, wanted.top_k)
+        else:
+            numbers = np.empty((len(scored.labels), wanted.draws))
+            for part in scored.parts:
+                document, rows = first_document + part.stream, part.rows.stop - part.rows.start
+                numbers[part.rows] = uniforms(wanted.seed, document, part.start, rows, wanted.draws)
+            kept = sampled_rows(scored.logits, scored.labels, numbers, wanted.top_k)
         return {
-            "own_logprob": own.cpu().numpy(),
-            "topk_ids": ids,
-            "topk_logprobs": logprobs,
-            "tail_logprob": np.full(len(ids), LOGPROB_FLOOR, np.float32),
+            "own_logprob": kept.own,
+            "topk_ids": kept.ids,
+            "topk_logprobs": kept.logprobs,
+            "tail_logprob": kept.tail,
         }
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.contribution import LOGPROB_FLOOR, ContributionError
+from fusion.top_rows import TopRows
 
 _CHUNK = 1 << 23
 _OUTPUTS = 4
@@ -31,6 +32,19 @@ def uniforms(seed: int, document: int, start: int, rows: int, draws: int) -> NDA
     bits = np.random.Philox(key=np.asarray([seed, document], np.uint64))
     bits.advance(start * steps)
     return np.random.Generator(bits).random((rows, steps * _OUTPUTS))[:, :draws]
+
+
+def sampled_rows(
+    logits_RV: Tensor, labels_R: Tensor, uniforms_RN: NDArray[np.float64], k: int
+) -> TopRows:
+    """Draw from every row and keep k ids; what a draw leaves out is in no tail.
+
+    Raises: ContributionError when a row holds NaN or +infinity.
+    """
+    ids_RN, own = draw(logits_RV, labels_R, torch.from_numpy(uniforms_RN).to(logits_RV.device))
+    ids, logprobs = tally(ids_RN.cpu().numpy(), k)
+    floor = np.full(len(ids), LOGPROB_FLOOR, np.float32)
+    return TopRows(own.cpu().numpy(), ids, logprobs, floor)
 
 
 def draw(logits_RV: Tensor, labels_R: Tensor, uniforms_RN: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,11 +51,12 @@ def top_rows(logits_NV: Tensor, labels_N: Tensor, k: int) -> TopRows:
 
     Raises: ContributionError when a row holds NaN or +infinity.
     """
-    cpu = logits_NV.device.type == "cpu"
-    step = max(1, (_CHUNK if cpu else _DEVICE_CHUNK) // logits_NV.shape[1])
+    cpu, (rows, vocab) = logits_NV.device.type == "cpu", logits_NV.shape
+    threads = torch.get_num_threads() if cpu else 1
+    step = max(1, min(-(-rows // threads), (_CHUNK if cpu else _DEVICE_CHUNK) // vocab))
     chunks = list(zip(torch.split(logits_NV, step), torch.split(labels_N, step), strict=True))
-    threads = min(torch.get_num_threads(), len(chunks))
-    if cpu and threads > 1:
+    threads = min(threads, len(chunks))
+    if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             parts = list(pool.map(partial(_on_cpu, k), *zip(*chunks, strict=True)))
     else:

@@ -201,6 +201,8 @@ def _asked(spec: "RoundSpec", cost: "Cost | None") -> Iterator[str]:
     elif cost is not None:
         how = "by this tokenizer" if cost.exact else "by its tokenizer; --tokenizer counts"
         yield f"each participant: {_range(cost.positions)} positions, {how}"
+        if not cost.exact:
+            yield f"  a tokenizer of a few hundred ids: up to {cost.positions_bound:,}"
         if cost.ship_bytes:
             shipped = _range(cost.ship_bytes)
             yield f"  ships {shipped} bytes of log-probabilities, and its vocabulary"

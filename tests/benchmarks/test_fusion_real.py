@@ -25,7 +25,6 @@ from benchmarks import (
     fusion_real_sizes,
 )
 from benchmarks.fusion_real_data import KINDS, WORDINGS, Fact, with_options
-from benchmarks.fusion_real_report import interval
 from fusion.byte_tables import byte_table
 from fusion.models import ModelSpec, build_model, save_model, train_tokenizer
 from fusion.unified import fuse
@@ -172,12 +171,6 @@ def test_a_batch_holds_whole_documents_and_an_epoch_each_once() -> None:
 
 
 # ---------------------------------------------------------------------------- the whole
-def test_the_interval_holds_the_share() -> None:
-    assert interval(0.5, 100) == pytest.approx((0.404, 0.596), abs=1e-3)
-    assert interval(1.0, 100) == pytest.approx((0.963, 1.0), abs=1e-3)
-    assert interval(0.0, 10)[0] == 0.0
-
-
 TINY = {
     "facts": 5,
     "expert_epochs": 1,

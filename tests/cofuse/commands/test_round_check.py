@@ -63,6 +63,15 @@ def test_the_range_without_a_tokenizer_holds_what_one_counts(spec: Path, tmp_pat
     assert guess["positions"][0] <= ids <= guess["positions"][1]
 
 
+def test_no_tokenizer_needs_more_positions_than_the_bound(spec: Path, tmp_path: Path) -> None:
+    guess = told(check(spec, "--json").stdout)["cost"]
+    train_tokenizer(["a"], 257).save_pretrained(tmp_path / "bytes")
+    found = told(check(spec, "--tokenizer", tmp_path / "bytes", "--json").stdout)["cost"]
+    assert guess["positions"][1] < found["positions"][1] <= guess["positions_bound"]
+    assert f"up to {guess['positions_bound']:,}" in check(spec).stderr + check(spec).stdout
+    assert "up to" not in check(spec, "--tokenizer", tmp_path / "bytes").stdout
+
+
 def test_bytes_grow_with_k_and_shrink_with_the_share_that_is_shipped() -> None:
     def ship(**changes: object) -> int:
         asked = RoundSpec.model_validate(SPEC | {"top_k": 16} | changes)
