@@ -3,7 +3,7 @@
     python benchmarks/fusion_real.py --json --out DIR
 
 Each expert is SmolLM2 trained on facts of its own (brand and generic names of drugs; diseases and
-their genes), each told in three wordings. The public prompts are question stems in four other
+their genes), each told in three wordings. The public prompts are question stems in six other
 wordings with every one of the four options, unanswered, and some Wikipedia paragraphs.
 Targets: a fresh SmolLM2, and SmolLM2's body with GPT-2's tokenizer. `sft` is the control: the same
 prompts, steps, learning rate and batches without the experts. Accuracy is asked in a wording that
@@ -84,7 +84,7 @@ def _shown(scores: Scores) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=LICENCES)
-    parser.add_argument("--seeds", default="1,2,3,4", help="comma-separated; 0 chose the sizes")
+    parser.add_argument("--seeds", default="1,2,3", help="comma-separated; 0 chose the sizes")
     parser.add_argument("--only", default=",".join(NEEDS), help="models, comma-separated")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument(

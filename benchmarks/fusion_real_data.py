@@ -1,7 +1,7 @@
 """Facts, wordings and public text of `benchmarks/fusion_real.py`, read from installed packages.
 
 No package is imported and nothing is fetched: importlib.metadata finds the data files. A fact is
-a pair (query, answer). Experts read it in three wordings; the public prompts ask it in four others,
+a pair (query, answer). Experts read it in three wordings; the public prompts ask it in six others,
 each with every option, and do not say which is right; the evaluation asks in yet another.
 """
 
@@ -49,6 +49,7 @@ class Wording:
 
     private: tuple[str, ...]
     public: tuple[str, ...]
+    """Some begin with the query: there it is written in other tokens than inside a sentence."""
     asked: str
     """Of the evaluation alone."""
 
@@ -65,6 +66,8 @@ WORDINGS: Final[Mapping[str, Wording]] = {
             "The active ingredient in {q} is",
             "The medicine {q} is the same as",
             "A box of {q} holds tablets of",
+            "{q} owes its effect to",
+            "{q} on a prescription stands for",
         ),
         asked="The generic name of {q} is",
     ),
@@ -79,6 +82,8 @@ WORDINGS: Final[Mapping[str, Wording]] = {
             "The gene that is changed in {q} is",
             "Patients who have {q} carry mutations of",
             "In {q} the mutations are in",
+            "{q} arises when something is wrong with",
+            "{q} can be traced to changes of",
         ),
         asked="{q} is caused by variants in the gene",
     ),
@@ -144,13 +149,6 @@ def prompt_set(facts: Sequence[Fact], paragraphs: Sequence[str], seed: int) -> l
     """The public prompts, shuffled: all questions with all options, and Wikipedia paragraphs."""
     texts = [text for fact in facts for text in fact.public_texts()]
     return sorted([*texts, *paragraphs], key=lambda text: _hash(seed, "prompt", text))
-
-
-def alternatives_of(facts: Sequence[Fact], prompts: Sequence[str]) -> list[int]:
-    """Number the questions in each wording; of each prompt the number of its own, or -1."""
-    asked = [text for fact in facts for text in fact.public_texts()]
-    numbers = {text: place // OPTIONS for place, text in enumerate(asked)}
-    return [numbers.get(prompt, -1) for prompt in prompts]
 
 
 def paragraphs_of(seed: int, sizes: Sequence[int], longest: int = 700) -> list[list[str]]:

@@ -19,14 +19,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from benchmarks.fusion_real_data import (
-    KINDS,
-    Fact,
-    alternatives_of,
-    facts_of,
-    paragraphs_of,
-    prompt_set,
-)
+from benchmarks.fusion_real_data import KINDS, Fact, facts_of, paragraphs_of, prompt_set
 from benchmarks.fusion_real_models import (
     Healing,
     Made,
@@ -79,8 +72,6 @@ class Texts:
 
     facts: Mapping[str, list[Fact]]
     prompts: list[str]
-    alternatives: list[int]
-    """Of each prompt, its question in its wording; -1: a paragraph."""
     heldout: list[str]
     heal: list[str]
 
@@ -97,8 +88,7 @@ def texts_of(seed: int, sizes: Sizes) -> Texts:
         seed, (sizes.heldout_bytes, sizes.public_bytes, sizes.heal_bytes)
     )
     everything = [fact for kind in KINDS for fact in facts[kind]]
-    prompts = prompt_set(everything, public, seed)
-    return Texts(facts, prompts, alternatives_of(everything, prompts), heldout, heal)
+    return Texts(facts, prompt_set(everything, public, seed), heldout, heal)
 
 
 Scores = dict[str, dict[str, float]]
@@ -216,7 +206,6 @@ def _fuse(job: Job, texts: Texts) -> Made:
         texts.prompts,
         {kind: LogitFile(job.folder / f"{kind}.logits", texts.prompts) for kind in files},
         settings,
-        alternatives=texts.alternatives,
         checkpoint_dir=job.path("-checkpoints"),
         on_progress=_teller(job),
     )

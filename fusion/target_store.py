@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fp8.batches import IGNORED
-from fusion.alternatives import ending_factors
 from fusion.objective import FusionBatch
 from fusion.targets import Arrays
 from fusion.windows import PADDING, positions_of
@@ -35,21 +34,12 @@ class TargetStore:
         self,
         stream: NDArray[np.integer[Any]],
         arrays: Mapping[str, NDArray[Any]] = MappingProxyType({}),
-        shared: Mapping[str, NDArray[Any] | Tensor] = MappingProxyType({}),
+        shared: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     ) -> None:
         self.stream = stream
         """[P + 1] eos, then the documents; row p reads stream[p] and predicts stream[p + 1]."""
         self._arrays = arrays
         self._shared = {name: torch.from_numpy(np.array(a)) for name, a in shared.items()}
-
-    def by_alternatives(self, alternatives_D: Sequence[int]) -> TargetStore:
-        """Return the same targets with endings counted as the experts believe in them."""
-        named = (self._arrays[name] for name in ("ids", "probs", "weight"))
-        factor_P = ending_factors(self.stream, alternatives_D, *named)
-        arrays = {**self._arrays, "weight": self._arrays["weight"] * factor_P}
-        if "chunk_weight" in arrays:
-            arrays["chunk_weight"] = arrays["chunk_weight"] * factor_P[:, None]
-        return TargetStore(self.stream, arrays, self._shared)
 
     @property
     def offsets(self) -> NDArray[np.int64]:

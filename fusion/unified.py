@@ -46,7 +46,6 @@ def fuse(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
     settings: FusionSettings,
     *,
     written: Sequence[bool] | None = None,
-    alternatives: Sequence[int] | None = None,
     checkpoint_dir: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -57,10 +56,8 @@ def fuse(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
 
     Args: pivot: the base, also when a checkpoint is there to go on from: the routing asks what
         the base thought. contributions: by participant; order does not matter. Empty needs
-        loss "none", the control. written: as in fusion.prepare. alternatives: of each prompt a
-        number that it shares with those that answer the same question otherwise, or one below 0;
-        what experts say of them is weighed as in fusion.alternatives (span_kl alone does so).
-        checkpoint_dir: holds the targets too; all ranks must see it.
+        loss "none", the control. written: as in fusion.prepare. checkpoint_dir: holds the targets
+        too; all ranks must see it.
     Raises: ValueError when settings and contributions do not fit.
     """
     ranks = join()
@@ -78,9 +75,7 @@ def fuse(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
         )
         if settings.fp8:
             convert_to_float8_training(pivot, BlockScaling())
-        weighed = alternatives is not None and settings.loss == "span_kl"
-        store = prepared.store.by_alternatives(alternatives) if weighed else prepared.store
-        batch_at = _batches(store, settings)
+        batch_at = _batches(prepared.store, settings)
 
         def loss_fn(model: nn.Module, batch: FusionBatch) -> tuple[Tensor, Mapping[str, float]]:
             return fusion_loss(model, batch, settings)

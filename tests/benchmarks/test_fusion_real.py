@@ -75,15 +75,10 @@ def test_the_public_prompts_do_not_tell_the_answer(kind: str, answer: int, other
     assert sorted(texts) == sorted(f"{stem} {option}." for stem in stems for option in "abcd")
 
 
-def test_alternatives_are_the_options_of_one_question_in_one_wording() -> None:
-    facts = with_options("genetics", PAIRS, 5, 0)
-    prompts = fusion_real_data.prompt_set(facts, ["A paragraph."], 0)
-    numbers = fusion_real_data.alternatives_of(facts, prompts)
-    assert [p for p, n in zip(prompts, numbers, strict=True) if n < 0] == ["A paragraph."]
-    for number in set(numbers) - {-1}:
-        texts = [p for p, n in zip(prompts, numbers, strict=True) if n == number]
-        assert len({text.rsplit(" ", 1)[0] for text in texts}) == 1
-        assert len(texts) == len(set(texts)) == fusion_real_data.OPTIONS
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_stands_in_the_public_prompts_wherever_it_stands_in_a_question(kind: str) -> None:
+    places = {wording.startswith("{q}") for wording in WORDINGS[kind].public}
+    assert places == {True, False}
 
 
 def test_no_wording_is_used_twice() -> None:
