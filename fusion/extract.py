@@ -249,8 +249,8 @@ class _Extraction:
             reduced = self._reduce(scored, start)
             for part in scored.parts:
                 at = int(offsets[part.stream]) + part.start - part.rows.start
-                for name, rows in reduced.items():
-                    found[name][at + part.rows.start : at + part.rows.stop] = rows[part.rows]
+                for name, kept in reduced.items():
+                    found[name][at + part.rows.start : at + part.rows.stop] = kept[part.rows]
             done += len(scored.labels)
             if self.wanted.on_progress is not None:
                 self.wanted.on_progress(done, self.header.positions)

@@ -22,7 +22,8 @@ PADDING: Final = 1 / 8
 """Of a batch, at most: where lengths differ much, batches are small."""
 LOGITS_AT_ONCE: Final = 3 << 21
 """24 MiB in fp32 on CPU: from 32 MiB on malloc asks the system for fresh pages every time."""
-DEVICE_LOGITS_AT_ONCE: Final = 1 << 26
+BATCH_LOGITS: Final = 1 << 26
+"""256 MiB on other devices, and of a whole batch where the head cannot be asked alone."""
 Half = Callable[[Tensor], Tensor]
 
 
@@ -124,14 +125,14 @@ def score(
     windows = [
         w for index, ids in enumerate(streams) for w in windows_of(index, ids, context, apart=apart)
     ]
-    most = LOGITS_AT_ONCE if device.type == "cpu" else DEVICE_LOGITS_AT_ONCE
-    step, tokens = max(1, most // int(model.config.vocab_size)), TOKENS_PER_BATCH
+    vocab = int(model.config.vocab_size)
+    most = LOGITS_AT_ONCE if device.type == "cpu" else BATCH_LOGITS
+    step = max(1, most // vocab)
     model.eval()
     try:
-        if (found := halves(model)) is None:
-            body, head, tokens = _whole(model), _same, min(tokens, step)
-        else:
-            body, head = found
+        parted = halves(model)
+        body, head = parted or (_whole(model), _same)
+        tokens = TOKENS_PER_BATCH if parted else min(TOKENS_PER_BATCH, BATCH_LOGITS // vocab)
         for batch in batches(windows, tokens):
             with torch.inference_mode():
                 ids_BT, rows_n = _padded(batch, device)
