@@ -14,6 +14,6 @@ def test_a_database_says_itself_what_is_to_be_done() -> None:
 
 
 def test_what_the_system_refuses_is_corrected_in_the_configuration() -> None:
-    with pytest.raises(ConfigError, match=r"^listen: in use; correct it in coordinator\.toml$"):
-        with told("listen"):
-            raise OSError("in use")
+    says = r"^listen: in use; correct it in coordinator\.toml$"
+    with pytest.raises(ConfigError, match=says), told("listen"):
+        raise OSError("in use")
