@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Any, Final
 
 from coordinator.access import caller, leaf_of_caller
@@ -132,11 +131,13 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         anchors = Rates(ANCHORS_PER_S, ANCHORS_BURST)
         with contextlib.suppress(StopAsyncIteration, TimeoutError):
             while True:
-                beat = await asyncio.wait_for(anext(requests), silence_s)
+                async with asyncio.timeout(silence_s):  # wait_for would make a task of each beat
+                    beat = await anext(requests)
                 if not rates.take(name):
                     raise CofuseError("too_many_calls", "found too many beats a second")
-                seen = replace(_seen(beat), certificate_ends_unix_s=leaf.ends_unix_s)
-                self._presence.beat(name, seen)
+                # Reading rounds blocks, so it has a thread: on this loop are all that attend.
+                if new := self._presence.beat(name, _seen(beat, leaf)):
+                    await asyncio.to_thread(self._presence.tell_ended, name, new)
                 if anchors.take(name):  # the next beat tells it again
                     await self._take_anchor(name, Head(beat.audit_seq, beat.audit_head))
 
@@ -232,8 +233,8 @@ def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
         loop.call_soon_threadsafe(news.set)
 
 
-def _seen(beat: pb.Beat) -> Seen:
-    """The beat, checked.
+def _seen(beat: pb.Beat, leaf: Leaf) -> Seen:
+    """The beat, checked, of who calls under that certificate.
 
     Raises: CofuseError bad_request.
     """
@@ -261,4 +262,5 @@ def _seen(beat: pb.Beat) -> Seen:
         working=frozenset(beat.working_rounds),
         seen_unix_ms=now,
         awaiting=frozenset(beat.awaiting_approval),
+        certificate_ends_unix_s=leaf.ends_unix_s,
     )

@@ -44,6 +44,7 @@ def _run(config: CoordinatorConfig) -> int:
     on_stop_signal(stop.set)
     faults: list[BaseException] = []
     with serving(config) as running:
+        gc.freeze()  # what is here now stays: no search for garbage makes a participant wait for it
 
         def schedule() -> None:
             try:

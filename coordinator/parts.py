@@ -153,5 +153,7 @@ def told(key: str) -> Iterator[None]:
     """What the system refuses is said as the key of the configuration that asked for it."""
     try:
         yield
-    except (OSError, RuntimeError, StoreError, KeyFileError, AuditError) as error:
+    except StoreError as error:  # it says itself what is to be done
+        raise ConfigError(f"{key}: {error}") from error
+    except (OSError, RuntimeError, KeyFileError, AuditError) as error:
         raise ConfigError(f"{key}: {error}; correct it in coordinator.toml") from error

@@ -98,12 +98,15 @@ class Presence:
             wake()
         return attendee
 
-    def beat(self, name: str, seen: Seen) -> None:
-        """Take a beat; it counts for the latest attendance."""
+    def beat(self, name: str, seen: Seen) -> frozenset[str]:
+        """Take a beat; it counts for the latest attendance.
+
+        Returns: the rounds that it names and the one before did not, for tell_ended.
+        """
         with self._lock:
             attendee = self._attendees.get(name)
             if attendee is None:
-                return
+                return frozenset()
             if seen.working:
                 attendee.idle_since = None
             elif attendee.idle_since is None:
@@ -113,14 +116,16 @@ class Presence:
             same = before and (before.working, before.paused) == (seen.working, seen.paused)
             woken = [] if same else self._fill()
         _wake(woken)
-        if new := seen.working - (before.working if before else frozenset()):
-            self._tell_ended(name, attendee, new)
+        return seen.working - (before.working if before else frozenset())
 
-    def _tell_ended(self, name: str, attendee: _Attendee, new: Collection[str]) -> None:
-        """Say at once which of a participant's new rounds are over: its own alone are looked at."""
+    def tell_ended(self, name: str, new: Collection[str]) -> None:
+        """Say at once which of a participant's new rounds are over; it reads the rounds."""
         over = frozenset(one for one in new if name not in self._named(one))
         with self._lock:
-            if attendee.seen is None or not (over := over & attendee.seen.working):
+            attendee = self._attendees.get(name)
+            if attendee is None or attendee.seen is None:
+                return
+            if not (over := over & attendee.seen.working):
                 return
             attendee.ended |= over
             attendee.news += 1
@@ -200,13 +205,19 @@ class Presence:
     def refresh(self) -> None:
         """Find out which rounds in hand are over, and whom there is room for now."""
         with self._lock:
-            held = {name: a.seen.working for name, a in self._attendees.items() if a.seen}
+            held = {
+                name: a.seen.working if a.seen else frozenset[str]()
+                for name, a in self._attendees.items()
+                if a.ended or (a.seen and a.seen.working)  # of a thousand, few
+            }
         named = {one: self._named(one) for one in frozenset().union(*held.values())}
         woken = []
         with self._lock:
-            for name, attendee in self._attendees.items():
+            for name, rounds in held.items():
+                if (attendee := self._attendees.get(name)) is None:
+                    continue
                 # Not named and unknown sound the same: neither tells about others' rounds.
-                ended = frozenset(one for one in held.get(name, ()) if name not in named[one])
+                ended = frozenset(one for one in rounds if name not in named[one])
                 if ended != attendee.ended:
                     attendee.ended = ended
                     attendee.news += 1

@@ -26,7 +26,10 @@ class Roll:
 
     def arrive(self, name: str, **beat: Any) -> None:
         self.here[name] = self.presence.arrive(name, lambda: self.notices.append(name))
-        self.presence.beat(name, seen(**beat))
+        self.beat(name, **beat)
+
+    def beat(self, name: str, **beat: Any) -> None:
+        self.presence.tell_ended(name, self.presence.beat(name, seen(**beat)))
 
     def summoned(self) -> set[str]:
         return {name for name in NAMES if self.presence.call(name).summoned}
@@ -113,8 +116,17 @@ def test_a_round_that_is_over_is_told_to_those_who_work_on_it_and_only_once() ->
     heard = roll.presence.call("a")
     roll.presence.beat("a", seen())
     assert roll.presence.call("a").ended == frozenset()
-    roll.presence.beat("a", seen(working=["rnd-1"]))  # dropped, and brought up again: told again
+    roll.beat("a", working=["rnd-1"])  # dropped, and brought up again: told again
     assert roll.presence.call("a") != heard
+
+
+def test_a_beat_reads_no_round_and_names_those_that_are_to_be_read() -> None:
+    """It is taken on the loop of all that attend; a database would keep them all waiting."""
+    presence = Presence(lambda one: pytest.fail(f"read {one}"), wave=1)
+    presence.arrive("a", lambda: None)
+    assert presence.beat("a", seen(working=["rnd-1"])) == {"rnd-1"}
+    assert presence.beat("a", seen(working=["rnd-1", "rnd-2"])) == {"rnd-2"}
+    assert presence.beat("a", seen()) == frozenset()
 
 
 def test_a_round_of_others_sounds_like_one_that_does_not_exist() -> None:
