@@ -109,8 +109,8 @@ def withdraw(hub: Hub, name: str, member: str, tell: Callable[[str], None]) -> W
             continue
         round_id = hub.submit(spec, request_id=_request_id(member, step, pivot))
         tell(
-            f"{round_id} repeats {step.round_id} with {', '.join(spec.participants)}; an operator "
-            f"lets it run with: cofuse round approve {round_id}"
+            f"{round_id} repeats {step.round_id} with {', '.join(spec.participants)}; another "
+            f"operator lets it run with: cofuse round approve {round_id}"
         )
         final = hub.wait(round_id)
         made.append(round_id)
