@@ -6,7 +6,7 @@ lineage says which rounds those are.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,8 @@ class WithdrawalError(Exception):
 class Hub(Protocol):
     """What of cofuse.sdk.Coordinator a withdrawal needs."""
 
-    def lineage(self, name: str) -> list[Manifest]: ...  # noqa: D102 - as the SDK's
+    def pivots(self) -> list[Pivot]: ...  # noqa: D102 - as the SDK's
+    def lineage(self, name: str) -> list[Manifest]: ...  # noqa: D102
     def roll_back_pivot(self, name: str) -> Pivot: ...  # noqa: D102
     def round(self, round_id: str) -> Round: ...  # noqa: D102
     def submit(self, spec: RoundSpec, *, request_id: str) -> str: ...  # noqa: D102
@@ -109,8 +110,8 @@ def withdraw(hub: Hub, name: str, member: str, tell: Callable[[str], None]) -> W
             continue
         round_id = hub.submit(spec, request_id=_request_id(member, step, pivot))
         tell(
-            f"{round_id} repeats {step.round_id} with {', '.join(spec.participants)}; an operator "
-            f"lets it run with: cofuse round approve {round_id}"
+            f"{round_id} repeats {step.round_id} with {', '.join(spec.participants)}; another "
+            f"operator lets it run with: cofuse round approve {round_id}"
         )
         final = hub.wait(round_id)
         made.append(round_id)
@@ -123,6 +124,12 @@ def withdraw(hub: Hub, name: str, member: str, tell: Callable[[str], None]) -> W
         pivot = final.pivot_name
         tell(f"{pivot} is published")
     return Withdrawn(found, pivot, tuple(made))
+
+
+def held_since(hub: Hub, member: str, before: Collection[str]) -> tuple[str, ...]:
+    """Pivots that are not among `before` and hold something of a member: open rounds go on."""
+    new = [pivot.name for pivot in hub.pivots() if pivot.name not in before]
+    return tuple(name for name in new if name in holding(hub.lineage(name), member).pivots)
 
 
 def _request_id(member: str, step: Manifest, pivot: str) -> str:

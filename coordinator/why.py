@@ -245,7 +245,8 @@ def _participant(name: str, facts: Facts, now: int) -> Iterator[Finding]:
 def _pivot(name: str, facts: Facts, now: int) -> Iterator[Finding]:
     made_by = next((r for r in facts.rounds if r.round_id == facts.pivots[name]), None)
     if made_by is None:
-        yield Finding(f"{name} was imported", f"take it home: cofuse pivot pull {name}")
+        says = f"{name} is of no round: an operator imported it, or rolled back to it"
+        yield Finding(says, f"take it home: cofuse pivot pull {name}")
     elif made_by.state is State.PUBLISHED:
         says = f"{name} was published by {made_by.round_id}"
         yield Finding(says, f"take it home: cofuse pivot pull {name}")

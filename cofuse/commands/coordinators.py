@@ -167,6 +167,7 @@ def rotate(
         fail(error, 2)
     tell(f"fusion worker {new}")
     say(f"send {public} to every participant; {old[:16]} still opens")
+    say(f"keep a copy of {worker} in the safe again: a backup holds no keys")
     answer({"fusion_worker": new, "retired": old, "file": str(public)})
 
 

@@ -11,6 +11,7 @@ from cofuse.commands.connection import At, Identity, answer, connected, fail, sa
 from cofuse.output import App
 
 if TYPE_CHECKING:
+    from cofuse.sdk import Pivot
     from trust.pivot_manifest import Manifest
 
 app = App(
@@ -25,14 +26,22 @@ def list_pivots(at: At, identity: Identity) -> None:
     with connected(at, identity) as coordinator:
         pivots = coordinator.pivots()
     for pivot in pivots:
-        origin = f"from {pivot.parent} in {pivot.round_id}" if pivot.parent else "imported"
         more = f", waits for {pivot.waits_for} more to promote it" if pivot.waits_for else ""
-        tell(f"{pivot.name:<10} {origin}{more}")
+        tell(f"{pivot.name:<10} {origin(pivot)}{more}")
     rows = [
         {"name": p.name, "parent": p.parent, "round": p.round_id, "waits_for": p.waits_for}
         for p in pivots
     ]
     answer({"pivots": rows})
+
+
+def origin(pivot: "Pivot") -> str:
+    """Where a pivot is from, in words."""
+    if not pivot.parent:
+        return "imported"
+    if not pivot.round_id:
+        return f"rolled back to, instead of {pivot.parent}"
+    return f"from {pivot.parent} in {pivot.round_id}"
 
 
 @app.command()

@@ -62,7 +62,7 @@ def show(recurring_id: RecurringId, at: At, identity: Identity) -> None:
         "newer experts": str(row.spec.newer_experts or ""),
         "last round": row.last_round_id,
         "round": f"{made.name}: {made.kind}, {made.method}, from {made.pivot}",
-        "participants": f"{', '.join(made.participants)} (quorum {made.quorum})",
+        "participants": f"{', '.join(made.participants)} (quorum {made.quorum or 'all'})",
         "deadline": f"{made.deadline_minutes:g} minutes after it is made",
     }
     for name, words in lines.items():

@@ -260,7 +260,12 @@ def _tell(event: "Event", words: str) -> None:
 
 
 def _words(event: "Event") -> str:
-    return f"{event.kind} " + " ".join(f"{key}={value}" for key, value in event.body.items())
+    told = (f"{key}={_short(value)}" for key, value in event.body.items() if value != "")
+    return " ".join((event.kind, *told))
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _moment(unix_ms: int) -> str:

@@ -26,11 +26,12 @@ def withdraw(
     The last pivot that holds nothing of the member is published again at once. The rounds since are
     then repeated with the other participants, one after the other; each needs its approval.
     """
-    from cofuse.withdrawal import WithdrawalError, Withdrawn, holding
+    from cofuse.withdrawal import WithdrawalError, Withdrawn, held_since, holding
     from cofuse.withdrawal import withdraw as take_out
 
     with connected(at, identity) as coordinator:
-        name = pivot or next((p.name for p in reversed(coordinator.pivots())), "")
+        before = [p.name for p in coordinator.pivots()]
+        name = pivot or next(reversed(before), "")
         if not name:
             fail("there is no pivot yet: nothing holds anything of anybody")
         try:
@@ -43,9 +44,12 @@ def withdraw(
         except WithdrawalError as error:
             words = f"{error}. To go on: cofuse withdraw {member} --pivot {name}"
             fail(words, code="not_withdrawn")
+        later = held_since(coordinator, member, before)
     held = done.holding
     words = f"held by: {', '.join(held.pivots) or 'no pivot of this lineage'}"
     say(f"{words}; the last without it: {held.clean}")
+    for made in later:
+        say(f"{made}, published meanwhile, holds it too: cofuse withdraw {member} --pivot {made}")
     if not dry_run:
         tell(done.pivot)
     answer(
@@ -56,6 +60,7 @@ def withdraw(
             "to_repeat": [step.round_id for step in held.steps],
             "rounds": list(done.rounds),
             "pivot": done.pivot,
+            "held_since": list(later),
         }
     )
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cofuse.cli import app
 from cofuse.commands import withdrawals
 from cofuse.sdk import Pivot, Round
-from cofuse.withdrawal import WithdrawalError, holding, withdraw, without
+from cofuse.withdrawal import WithdrawalError, held_since, holding, withdraw, without
 from protos.spec import RoundSpec
 from trust.pivot_manifest import Input, Manifest, Parent, PivotFile
 
@@ -156,6 +156,16 @@ def test_whom_nothing_holds_changes_nothing() -> None:
 def test_a_round_that_fails_leaves_a_pivot_without_the_member_and_says_what_is_left() -> None:
     with pytest.raises(WithdrawalError, match=r"pivot-90 holds nothing of a .* rnd-1, rnd-2"):
         withdraw(Hub(ends="EXPIRED"), "pivot-3", "a", lambda _: None)
+
+
+@pytest.mark.parametrize(("members", "held"), [("bc", ("pivot-4",)), ("b", ())])
+def test_what_an_open_round_made_meanwhile_is_named_when_it_holds_the_member(
+    members: str, held: tuple[str, ...]
+) -> None:
+    hub = Hub([*LINE, manifest(4, members, parent=1)])
+    before = [made.name for made in LINE]
+    assert held_since(hub, "c", before) == held
+    assert held_since(hub, "c", [*before, "pivot-4"]) == ()
 
 
 def test_the_command_tells_in_json_what_it_did(
