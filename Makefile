@@ -4,6 +4,8 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 FUZZ_SECONDS ?= 120
 BIN := .venv/bin
+# Whatever the shell says of it: a program starts twice as fast from bytecode, and starts others.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow check setup format protos docs docs-site benchmark benchmark-fusion-cost benchmark-fusion-real benchmark-fp8 benchmark-fp8-gpu benchmark-transfer reliability reliability-gates fuzz clean
 
