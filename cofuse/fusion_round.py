@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cofuse.evals import Evals
 from cofuse.sdk_rows import Event, Pivot, Round
-from protos.public_sets import read_evals, read_prompts
+from fusion.public_files import READERS
 from protos.spec import RoundSpec, SpecError, first_message
 from protos.v1 import transfer_pb2
 from protos.v1.transfer_pb2 import ArtifactKind
@@ -64,17 +64,13 @@ def pinned(spec: RoundSpec, folder: Path, upload: Callable[[Path, ArtifactKind],
 
     Raises: PublicSetError, and what `upload` raises.
     """
-    readers: dict[str, tuple[Callable[[Path], object], ArtifactKind]] = {
-        "prompts": (read_prompts, transfer_pb2.PROMPTS),
-        "evals": (read_evals, transfer_pb2.EVALS),
-    }
     digests = {}
-    for field, (read, kind) in readers.items():
+    for field, (read, kind) in READERS.items():
         value = getattr(spec, field)
         if value is not None and not value.startswith("sha256:"):
             path = folder / value
             read(path)  # its errors name file and line, which the other side cannot
-            digests[field] = f"sha256:{upload(path, kind)}"
+            digests[field] = f"sha256:{upload(path, getattr(transfer_pb2, kind))}"
     return spec.model_copy(update=digests)
 
 

@@ -18,9 +18,7 @@ from cofuse.local_tokens import Starts, cut, row_bytes, shared_places
 from fusion.codec import check_logits
 from fusion.contribution import ContributionError
 from protos.chunks import sha256_of
-from protos.pair_spec import PairTraining
 from protos.public_sets import PublicSetError, read_evals, read_prompts
-from protos.spec import RoundSpec, TrainingSpec
 
 _OF_METHOD: Final[dict[str, frozenset[Kind]]] = {
     "unified": frozenset({"model", "logits"}),
@@ -89,8 +87,7 @@ class Checked:
         training = self.spec.round.training
         if not trains(self.spec):
             return None
-        if isinstance(training, PairTraining):
-            assert self.pairs is not None
+        if self.pairs is not None:
             return training.steps * training.batch_size / self.pairs.learned
         return training.steps * training.batch_size * training.seq_len / self.pivot_tokens
 
@@ -215,7 +212,7 @@ def _check_pairs(checked: Checked) -> Checked:
     found = check_pairs(checked.spec, checked.pivot)
 
     def read(source: Source) -> Source:
-        key, pairs = f"sources.{source.name}", found.file.pairs
+        key, pairs = f"sources.{source.name}", found.whole.pairs
         if source.model is None:
             size = source.path.stat().st_size
             told = read_file(key, source.path, pairs)
@@ -231,7 +228,6 @@ def _check_prompts(checked: Checked, prompts: Sequence[str]) -> Checked:
     starts = cut("pivot", pivot, prompts)
     tokens = sum(map(len, starts))
     training = spec.round.training
-    assert isinstance(training, TrainingSpec)
     if trains(spec):
         if tokens < training.seq_len:
             raise LocalInputError(
@@ -256,7 +252,6 @@ def _check_prompts(checked: Checked, prompts: Sequence[str]) -> Checked:
 
 
 def _measure(checked: Checked, source: Source, prompts: Sequence[str], pivot: Starts) -> Source:
-    assert isinstance(checked.spec.round, RoundSpec)
     top_k = checked.spec.round.top_k
     if source.model is None:
         assert checked.prompts_sha256 is not None

@@ -26,7 +26,6 @@ from coordinator.pivot_card import json_text, model_card, sums
 from fusion.contribution import CODEC_VERSION
 from protos.chunks import sha256_of
 from protos.messages import Report, Scores
-from protos.pair_spec import PairSpec
 from protos.process import end, spawn
 from protos.spec import RoundSpec
 
@@ -103,7 +102,7 @@ def _wanted(checked: "Checked", source: "Source", folder: Path) -> Wanted:
     names = sorted(n for n in model.files if n.endswith(".json") and "index" not in n)
     digest = _key(weights, *(sha256_of(model.files[name]) for name in names))
     made = None
-    if isinstance(spec, PairSpec):
+    if spec.kind == "pairs":
         assert checked.pairs is not None
         made = folder / f"pairs-{_key(digest, checked.pairs.sha256)}.json"
     elif spec.method != "merge":

@@ -17,8 +17,8 @@ from cofuse.local_spec import LocalSpec
 from fusion.byte_tables import TokenizerError
 from fusion.pair_file import PairFile, counts, read_pairs
 from fusion.pair_scores import PairScores, PreferenceError, PreferencePair, hash_pairs, read_scores
-from fusion.pair_scoring import encoded, prefers_chosen
-from protos.pair_spec import PairSpec
+from fusion.pair_scoring import prefers_chosen
+from fusion.pair_tokens import encoded, readable
 
 _T = TypeVar("_T")
 _LINES: Final = 3
@@ -44,9 +44,12 @@ class PairsRead:
 class PairsChecked:
     """A file of pairs that a pivot can learn from."""
 
+    whole: PairFile
+    """Every pair: what sources are asked about."""
     file: PairFile
+    """Those that the pivot reads."""
     sha256: str
-    """Of the usable pairs in their order: what scores are of."""
+    """Of all pairs in their order: what scores are of."""
     held_out: int
     pivot: PairsRead
 
@@ -74,14 +77,14 @@ def check_pairs(spec: LocalSpec, pivot: Model) -> PairsChecked:
 
     Raises: LocalInputError, PreferenceError.
     """
-    assert isinstance(spec.round, PairSpec)
     assert spec.pairs is not None
-    path, how = spec.pairs, spec.round
-    file = _on("pivot", pivot, lambda words: read_pairs(path, words, pivot.context))
-    held = file.held_out(how.held_out, how.seed)
+    path, whole = spec.pairs, read_pairs(spec.pairs)
+    file, _ = _on("pivot", pivot, lambda words: readable(path, words, pivot.context))
+    held = file.held_out(spec.round.preference.held_out, spec.round.seed)
     return PairsChecked(
+        whole=whole,
         file=file,
-        sha256=hash_pairs(file.pairs),
+        sha256=hash_pairs(whole.pairs),
         held_out=sum(held),
         pivot=read_by("pivot", pivot, file.pairs),
     )

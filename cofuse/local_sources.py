@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save_file
-from transformers import PreTrainedTokenizerFast
 
-from cofuse.local_models import read_model
 from coordinator.fuse_worker import score
 from coordinator.merging import merge_settings
 from fusion.fisher import fisher_on_texts
 from fusion.merge_files import merge_directories
 from fusion.models import load_model
-from fusion.pair_file import read_pairs
-from fusion.pair_scores import write_scores
-from fusion.pair_scoring import score_pairs
-from participant.export import extract_as_asked
+from participant.export import extract_as_asked, score_pair_file
 from protos.chunks import sha256_of
 from protos.process import die_with_parent
 from protos.public_sets import read_prompts
@@ -52,14 +47,13 @@ def make_pair_scores(
     task: dict[str, Any], source: dict[str, Any], on_progress: Callable[[int, int], None]
 ) -> None:
     """Write how likely a source's model finds the answers of each pair."""
-    pivot = read_model(Path(task["pivot"]))
-    words = PreTrainedTokenizerFast.from_pretrained(pivot.folder, local_files_only=True)
-    pairs = read_pairs(Path(task["pairs"]), words, pivot.context).pairs
-    found = score_pairs(*load_model(Path(source["path"])), pairs, on_progress)
-    path = Path(source["made"])
-    partial = path.with_name(path.name + ".partial")
-    write_scores(partial, found, pairs, model_sha256=source["model_sha256"])
-    os.replace(partial, path)
+    score_pair_file(
+        Path(source["made"]),
+        lambda: load_model(Path(source["path"])),
+        Path(task["pairs"]),
+        model_sha256=source["model_sha256"],
+        tell=on_progress,
+    )
 
 
 def make_merged(

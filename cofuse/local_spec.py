@@ -15,14 +15,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from protos.faults import line_of
-from protos.pair_spec import PairSpec
-from protos.spec import (
-    Name,
-    RoundSpec,
-    SpecError,
-    Strict,
-    first_message,
-)
+from protos.spec import METHODS as ROUND_METHODS
+from protos.spec import Name, RoundSpec, SpecError, Strict, first_message
 
 LOCAL_PIVOT: Final = "pivot-0"
 """What a round spec calls its pivot; a local fusion's is a folder and has no such name."""
@@ -63,29 +57,24 @@ class LocalSpec:
     pairs: Path | None
     """Pairs of answers, for method preference."""
     evals: Path | None
-    round: RoundSpec | PairSpec
+    round: RoundSpec
     """All the rest, as a round of which the sources are the participants."""
 
 
-_KIND_OF: Final = {
-    "unified": "logits",
-    "pairwise": "logits",
-    "merge": "weights",
-    "preference": "pairs",
-}
+_KIND_OF: Final = {method: kind for kind, methods in ROUND_METHODS.items() for method in methods}
 METHODS: Final = tuple(_KIND_OF)
+PAIR_KEYS: Final = (
+    *("name", "pivot", "sources", "method", "pairs", "evals", "preference", "precision"),
+    *("training", "controls", "seed"),
+)
+"""Every key of the spec of a preference fusion."""
+_NOT_KEYS: Final = {*FEDERATED, "pairs", "preference"}
 KEYS: Final = tuple(
     dict.fromkeys(
-        ["name", "pivot", "sources", *(k for k in RoundSpec.model_fields if k not in FEDERATED)]
+        ["name", "pivot", "sources", *(k for k in RoundSpec.model_fields if k not in _NOT_KEYS)]
     )
 )
 """Every key of a local fusion's spec, but for method preference."""
-PAIR_KEYS: Final = tuple(
-    dict.fromkeys(
-        ["name", "pivot", "sources", *(k for k in PairSpec.model_fields if k not in FEDERATED)]
-    )
-)
-"""Every key of the spec of a preference fusion."""
 
 
 def load_local_spec(path: Path) -> LocalSpec:
@@ -96,14 +85,13 @@ def load_local_spec(path: Path) -> LocalSpec:
     """
     root, values = _read_yaml(path)
     _require_known(path, root, values)
-    kind = PairSpec if values["method"] == "preference" else RoundSpec
     try:
         places = _Places.model_validate({k: values[k] for k in _Places.model_fields if k in values})
-        round_spec = kind.model_validate(_as_round(path, values))
+        round_spec = RoundSpec.model_validate(_as_round(path, values))
     except ValidationError as error:
         line = line_of(root, error.errors()[0]["loc"])
-        raise SpecError(f"{path}:{line}: {first_message(error, kind)}") from error
-    if kind is RoundSpec and places.prompts is None and round_spec.controls:
+        raise SpecError(f"{path}:{line}: {first_message(error)}") from error
+    if round_spec.kind == "weights" and places.prompts is None and round_spec.controls:
         line = line_of(root, ("controls",))
         raise SpecError(
             f"{path}:{line}: controls: {', '.join(round_spec.controls)} train on the prompt set, "

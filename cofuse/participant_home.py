@@ -17,6 +17,7 @@ purpose = "general"      # as the round says it; "*": any
 submitters = ["*"]       # researchers by name; "*": all whom the coordinator lets in
 kinds = []               # what may leave; nothing until you name some of
                          #   "logits"   top-K log-probabilities of the expert on public prompts
+                         #   "pairs"    how likely the expert finds answers of public pairs
                          #   "scores"   the expert's own scores, a few numbers
                          #   "grown"    as logits, of a received pivot that read our text first
                          #   "weights"  of a pivot trained here; they tell more than logits
@@ -26,7 +27,7 @@ approval = "manual"      # each release waits for `cofuse approve`; "auto": none
 
 [logits]
 k_max = 16                   # log-probabilities per position
-positions_per_round = 200000 # a position is one token of public text
+positions_per_round = 200000 # a position is one token of public text, or of an answer
 positions_per_30d = 2000000  # over all rounds of thirty days
 releases_per_prompt = 4      # rounds that may ever ask about one prompt set
 

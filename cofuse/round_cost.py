@@ -20,11 +20,18 @@ VOCABULARY: Final = 151_936
 """Assumed for the width of an id where no tokenizer is given: the largest in wide use."""
 
 
+_HEAD_BYTES: Final = 290
+_ANSWER_BYTES: Final = (8, 16)
+"""Of an answer's two numbers in JSON (fusion/pair_scores.py): from -1.23 and 4 to -12345.67, 12345.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What each participant is asked for."""
 
     documents: int
+    """Of a pairs round: answers, two a pair."""
     text_bytes: int
     positions: tuple[int, int]
     """Least and most: tokens of the public text, each document's end among them."""
@@ -39,7 +46,9 @@ class Cost:
 def cost_of(spec: RoundSpec, texts: Sequence[str], tokenizer: Path | None) -> Cost:
     """Estimate what each participant is asked for.
 
-    Args: tokenizer: tokenizer.json, or a folder with one. Raises: OSError, ValueError.
+    Args: texts: the prompt set's documents, or the answers of the pairs. tokenizer: tokenizer.json,
+        or a folder with one.
+    Raises: OSError, ValueError.
     """
     size = sum(len(text.encode()) for text in texts)
     vocabulary = VOCABULARY
@@ -58,6 +67,9 @@ def cost_of(spec: RoundSpec, texts: Sequence[str], tokenizer: Path | None) -> Co
         row = packing.row_bytes(width, packing.bits_for(vocabulary)) + width + 1
         per_position = 2 + spec.ship_share * row
         ship = int(few * per_position), int(many * per_position)
+    if spec.kind == "pairs":
+        least, most = (_HEAD_BYTES + n * len(texts) for n in _ANSWER_BYTES)
+        ship = least, most
     return Cost(len(texts), size, (few, many), bound, ship, tokenizer is not None)
 
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from protos.faults import with_lines
-from protos.spec import RoundSpec, SpecError, Strict, load_spec
+from protos.spec import PUBLIC_SETS, RoundSpec, SpecError, Strict, load_spec
 
 if TYPE_CHECKING:
     from cofuse.sdk import Coordinator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LOCK_FILE: Final = "round.lock.yaml"
 _KEY: Final = "cofuse_lock"
-_FILES: Final = ("prompts", "evals")
+_FILES: Final = PUBLIC_SETS
 
 
 class LockError(ValueError):

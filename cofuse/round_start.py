@@ -6,7 +6,7 @@ What is not set stands there as a comment with its default, so that the file is 
 from collections.abc import Sequence
 from typing import Final, Literal
 
-Kind = Literal["logits", "weights"]
+Kind = Literal["logits", "weights", "pairs"]
 
 _HEAD: Final = """\
 # A round of cofuse. Check it before anybody is asked: cofuse round check FILE
@@ -46,12 +46,32 @@ evals: evals.json        # held-out text and questions by domain; leave out to m
 # merge_density:         # share of a delta's entries kept, for merges that drop some
 # rehearse: false        # copies read a public prompt set beside their text, and forget less
 """
+_PAIRS: Final = """
+kind: pairs              # each expert tells how likely it finds two answers, a number for each
+method: preference       # the pivot learns which of the two to prefer
+pairs: pairs.jsonl       # JSON lines of {"prompt": ..., "chosen": ..., "rejected": ...}
+evals: evals.json        # held-out text and questions by domain; pairs held out are told anyway
+controls: [dpo]          # the same pairs and steps without the experts, reported beside the pivot
+
+# How the pivot learns from them; these are the defaults.
+# preference:
+#   held_out: 0.1        # share of the prompts whose pairs nobody learns from; they are measured
+#   judge: given         # which answer is the better one: as the file says, or the experts
+#   beta: 2.5            # how sharply a margin counts
+#   fusion: max_margin   # the expert farthest from the pivot; or mean
+#   length: pivot        # log-probabilities by token of the pivot; or own, none
+# precision: fp32        # fp8: the pivot's linear layers in FP8 while it is fused
+"""
+_BODY: Final = {"logits": _LOGITS, "weights": _WEIGHTS, "pairs": _PAIRS}
+_BATCH: Final = """\
+  batch_size: 8          # sequences per step
+  seq_len: 128           # tokens per sequence
+"""
 _TAIL: Final = """
 training:                # {where}
   steps: 250
-  lr: 0.003              # peak rate of AdamW
-  batch_size: 8          # sequences per step
-  seq_len: 128           # tokens per sequence
+  lr: {lr:<18} # peak rate of AdamW
+{batch}\
   # warmup_steps: 20
   # decay_share: 0.3     # last part of the steps, in which the rate decays
 
@@ -71,5 +91,6 @@ def starting_spec(
     head = _HEAD.format(name=name, pivot=pivot, participants=", ".join(participants))
     where = "each participant's copy" if kind == "weights" else "the pivot, on the coordinator"
     shown = quorum or max(1, len(participants) - 1)
-    body = _WEIGHTS if kind == "weights" else _LOGITS
-    return head + body + _TAIL.format(where=where, quorum=shown)
+    batch = "  batch_size: 8          # pairs per step\n" if kind == "pairs" else _BATCH
+    lr = "0.0001" if kind == "pairs" else "0.003"
+    return head + _BODY[kind] + _TAIL.format(where=where, quorum=shown, batch=batch, lr=lr)

@@ -124,6 +124,7 @@ class Deliveries:
             submitted_by=row.submitted_by,
             spec=spec,
             prompts=self._reference("prompts.jsonl", spec.prompts),
+            pairs=self._reference("pairs.jsonl", spec.pairs),
             evals=self._reference("evals.json", spec.evals),
             pivot=files,
             pivot_sha256=next(f.sha256 for f in files if f.name == "model.safetensors"),

@@ -11,7 +11,6 @@ from fp8.train import Progress
 from fusion.codec import LogitFile
 from fusion.unified import fuse
 from protos.public_sets import read_prompt_set
-from protos.spec import RoundSpec
 
 
 def distil(
@@ -24,7 +23,6 @@ def distil(
 
     Args: loaded: the pivot, as it was before.
     """
-    assert isinstance(job.spec, RoundSpec)
     assert job.prompts is not None
     out = job.directory / "runs" / run.name
     prompts = read_prompt_set(job.prompts)

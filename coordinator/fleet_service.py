@@ -199,12 +199,12 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
         weights = next(
             f.sha256 for f in self._store.pivot(spec.pivot).files if f.name == "model.safetensors"
         )
-        prompts = spec.prompts.removeprefix("sha256:") if spec.prompts else None
+        asked = spec.public_set
         return Wanted(
             spec=spec,
             pivot_sha256=weights,
             weights=self._artifacts.path(weights),
-            prompts=self._artifacts.path(prompts) if prompts else None,
+            public_set=self._artifacts.path(asked.removeprefix("sha256:")) if asked else None,
         )
 
 

@@ -17,7 +17,6 @@ from typing import IO, Any, Final
 import psutil
 
 from coordinator.standing import Standing
-from protos.pair_spec import PairSpec
 from protos.process import end, give_way, spawn
 from protos.spec import RoundSpec
 from trust.walls import scratch
@@ -45,7 +44,7 @@ class FuseJob:
     directory: Path
     round_id: str
     pivot_name: str
-    spec: RoundSpec | PairSpec
+    spec: RoundSpec
     pivot_files: dict[str, Path]
     contributions: dict[str, Path]
     """By participant, sorted by name. Those of sealed ones are there while the worker runs."""
@@ -89,8 +88,7 @@ class FuseJob:
         }
         names = ("prompts", "evals", "pairs", "worker_folder")
         optional = {name: Path(values[name]) if values[name] else None for name in names}
-        kind = PairSpec if values["spec"]["kind"] == "pairs" else RoundSpec
-        spec = kind.model_validate_json(json.dumps(values["spec"]))
+        spec = RoundSpec.model_validate_json(json.dumps(values["spec"]))
         standing = {name: Standing(**one) for name, one in values["standing"].items()}
         own = {"directory": directory, "spec": spec, "standing": standing}
         return cls(**{**values, **paths, **optional, **own})

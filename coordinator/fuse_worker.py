@@ -39,10 +39,8 @@ from fusion.models import load_model, save_model
 from fusion.scoreboard import scores_of
 from protos.files import flush
 from protos.messages import Report
-from protos.pair_spec import PairSpec
 from protos.process import PARENT_VARIABLE, die_with_parent
 from protos.public_sets import read_evals, read_prompt_set
-from protos.spec import RoundSpec
 from trust.walls import enter
 
 PIVOT_MODEL: Final = {
@@ -64,7 +62,7 @@ def train_run(folder: Path, run: Run) -> Path:
     if (out / "model").exists():
         return out / "model"
     loaded = load_model(folder / "pivot")
-    learn = prefer if isinstance(job.spec, PairSpec) else distil
+    learn = prefer if job.spec.kind == "pairs" else distil
     losses = learn(job, run, loaded, _teller(run.name))
     (out / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
     _whole(out / "model", lambda partial: save_model(*loaded, partial))
@@ -89,7 +87,6 @@ def open_contributions(job: FuseJob) -> None:
 
 def merge_runs(job: FuseJob) -> Path:
     """Merge the copies of a pairwise round, or the deltas of a weights round, around the pivot."""
-    assert isinstance(job.spec, RoundSpec)
     spec, out = job.spec, job.directory / "runs" / PIVOT_MODEL[job.spec.method] / "model"
     if out.exists():
         return out

@@ -8,7 +8,6 @@ from typing import Any, Final
 from fp8.train import TrainConfig
 from fusion.objective import faithful_weight
 from fusion.settings import FusionSettings
-from protos.pair_spec import PairSpec
 from protos.spec import RoundSpec
 
 
@@ -27,11 +26,12 @@ CONTROLS: Final[Mapping[str, Mapping[str, Any]]] = {
     "sft": {"loss": "none"},
     **{name: {"loss": name} for name in ("infifusion", "uld", "minced", "gold")},
     "uniform": {"routing": "uniform"},
+    "dpo": {},
 }
 WITHOUT: Final = "without-"
 
 
-def plan(spec: RoundSpec | PairSpec, sources: tuple[str, ...]) -> list[Run]:
+def plan(spec: RoundSpec, sources: tuple[str, ...]) -> list[Run]:
     """The training runs a spec asks for, the pivot's own first."""
     runs = {
         "unified": [Run("unified", sources)],
@@ -45,7 +45,7 @@ def plan(spec: RoundSpec | PairSpec, sources: tuple[str, ...]) -> list[Run]:
             runs += [Run(WITHOUT + left, others) for left, others in rest.items() if others]
         else:
             heard = () if control in ("sft", "dpo") else sources
-            runs.append(Run(control, heard, CONTROLS.get(control, {})))
+            runs.append(Run(control, heard, CONTROLS[control]))
     return runs
 
 

@@ -19,7 +19,7 @@ from coordinator.standing import standings
 from coordinator.store import PivotRow, Store
 from protos.chunks import sha256_of
 from protos.messages import FileRef
-from protos.spec import RoundSpec
+from protos.spec import PUBLIC_SETS, RoundSpec
 
 _LOG = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Fusions:
         spec = RoundSpec.model_validate_json(row.spec_json)
         path = self._artifacts.path
         parts = [p for p in self._store.contributions(row.round_id) if p.status == "committed"]
-        pinned = {name: getattr(spec, name) for name in ("prompts", "evals")}
+        pinned = {name: getattr(spec, name) for name in PUBLIC_SETS}
         directory = self._folder(row.round_id)
         opened = {p.participant: directory / OPENED / f"{p.participant}.safetensors" for p in parts}
         public = {
@@ -165,6 +165,7 @@ class Fusions:
             reports={p.participant: p.report_json for p in parts},
             prompts=public.get("prompts"),
             evals=public.get("evals"),
+            pairs=public.get("pairs"),
             workers=self._workers,
             standing=standings(list(opened), spec.pivot, {p.name: p for p in self._store.pivots()}),
         )

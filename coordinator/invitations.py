@@ -56,8 +56,8 @@ def join_words(config: CoordinatorConfig, role: str, token: str) -> str:
     if role != "participant":
         return words
     at, usual = config.reached_at(config.listen), CoordinatorConfig.model_fields["listen"].default
-    other_port = at.rpartition(":")[2] != usual.rpartition(":")[2]
-    return f"{words} --corpus NOTES.jsonl" + f" --coordinator {at}" * other_port
+    elsewhere = at.rpartition(":")[2] != str(usual).rpartition(":")[2]
+    return words + " --corpus NOTES.jsonl" + (f" --coordinator {at}" if elsewhere else "")
 
 
 def judge(row: Mapping[str, Any], secret: str, request_sha256: str, now_ms: int) -> Outcome:

@@ -45,7 +45,7 @@ def answer(worker: Worker, asked: dict[str, Any]) -> dict[str, Any]:
             spec=RoundSpec.model_validate_json(asked["spec"]),
             pivot_sha256=asked["pivot_sha256"],
             weights=Path(asked["weights"]),
-            prompts=Path(asked["prompts"]) if asked["prompts"] else None,
+            public_set=Path(asked["public_set"]) if asked["public_set"] else None,
         )
         worker.open(
             Path(asked["path"]), plain, round_id=asked["round_id"], participant=asked["participant"]

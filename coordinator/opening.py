@@ -29,7 +29,8 @@ class Wanted:
     pivot_sha256: str
     """Of the pivot's weights."""
     weights: Path
-    prompts: Path | None
+    public_set: Path | None
+    """Prompts or pairs."""
 
 
 class OpenerError(RuntimeError):
@@ -79,7 +80,7 @@ class Opening:
             "spec": wanted.spec.model_dump_json(),
             "pivot_sha256": wanted.pivot_sha256,
             "weights": str(wanted.weights.resolve()),
-            "prompts": str(wanted.prompts.resolve()) if wanted.prompts else "",
+            "public_set": str(wanted.public_set.resolve()) if wanted.public_set else "",
         }
         found = self._answer(question)
         if "refused" in found:

@@ -39,7 +39,8 @@ CREDIT: Final = {
     "judgement": "Judgement of the pairs (agrees: share of pairs of which a source prefers the "
     "chosen answer; margin: nats by which, per token of the pivot unless the spec says otherwise; "
     "stronger: share of answers at which it is stronger than the parent; share: its part of how "
-    "far the reference went from the parent)",
+    "far the reference went from the parent; turned: below 1 for a source much louder than the "
+    "others, whose distances were multiplied with it)",
     "standing": "Standing before this round (judged: rounds of its last five in which a source's "
     "words were held against the text; left_out: those it was left out of; weight: what its "
     "routing was multiplied with for that)",

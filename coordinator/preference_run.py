@@ -15,25 +15,21 @@ from fp8.train import Progress, TrainConfig
 from fusion.models import context_length
 from fusion.pair_credit import judgement
 from fusion.pair_file import PairFile, counts, read_pairs, share_by_domain
-from fusion.pair_scores import read_scores
+from fusion.pair_scores import PairScores, read_scores
 from fusion.pair_scoring import prefers_chosen, score_pairs
+from fusion.pair_tokens import readable
 from fusion.preference import PreferenceSettings, fuse_preferences
-from protos.pair_spec import PairSpec
+from protos.spec import RoundSpec
 
 _PREFERRED: Final = "preferred.json"
 
 
-def settings_of(spec: PairSpec) -> PreferenceSettings:
+def settings_of(spec: RoundSpec) -> PreferenceSettings:
     """The spec's numbers as fusion wants them."""
     return PreferenceSettings(
         train=TrainConfig(**spec.training.schedule(spec.seed)),
         batch_size=spec.training.batch_size,
-        beta=spec.beta,
-        offset=spec.offset,
-        fusion=spec.fusion,
-        clip=spec.clip,
-        length=spec.length,
-        judge=spec.judge,
+        **spec.preference.model_dump(exclude={"held_out"}),
         fp8=spec.precision == "fp8",
     )
 
@@ -49,14 +45,13 @@ def prefer(
     What was measured lies beside the run's checkpoint: judgement.json and preferred.json.
     Args: loaded: the pivot, as it was before.
     """
-    assert isinstance(job.spec, PairSpec)
     assert job.pairs is not None
     settings, out = settings_of(job.spec), job.directory / "runs" / run.name
     model, tokenizer = loaded
-    file = read_pairs(job.pairs, tokenizer, context_length(model))
-    held = file.held_out(job.spec.held_out, job.spec.seed)
+    file, read = readable(job.pairs, tokenizer, context_length(model))
+    held = file.held_out(job.spec.preference.held_out, job.spec.seed)
     trained = [not one for one in held]
-    scores = {name: read_scores(job.contributions[name], file.pairs) for name in run.sources}
+    scores = _scores(job, run, read)
     before = score_pairs(model, tokenizer, file.pairs)
     learned = {name: one.of(trained) for name, one in scores.items()}
     result = fuse_preferences(
@@ -88,6 +83,13 @@ def prefer(
     return result.losses
 
 
+def _scores(job: FuseJob, run: Run, read: Sequence[bool]) -> dict[str, PairScores]:
+    """What each source says of the pairs that the pivot reads; it was asked about all."""
+    assert job.pairs is not None
+    pairs = read_pairs(job.pairs).pairs
+    return {name: read_scores(job.contributions[name], pairs).of(read) for name in run.sources}
+
+
 def _counted(file: PairFile, held: Sequence[bool]) -> dict[str, Any]:
     return {
         "learned": len(held) - sum(held),
@@ -101,7 +103,7 @@ def _counted(file: PairFile, held: Sequence[bool]) -> dict[str, Any]:
 
 def told(job: FuseJob, runs: Sequence[Run]) -> dict[str, Any]:
     """What evals.json tells of a preference fusion: the pairs, and held-out ones by model."""
-    if not isinstance(job.spec, PairSpec):
+    if job.spec.kind != "pairs":
         return {}
     files = [job.directory / "runs" / run.name / _PREFERRED for run in runs]
     # The pivot's own run is the first, and knows the sources as well.

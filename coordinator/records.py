@@ -11,6 +11,7 @@ from coordinator.queries import pivot_row, round_row
 from coordinator.schema import known_schemas, schema_of
 from coordinator.store_errors import StoreError
 from coordinator.tables import CONTRIBUTIONS, EVENTS, PIVOTS, ROUNDS, PivotRow, RoundRow
+from protos.spec import PUBLIC_SETS
 
 
 class Needed(NamedTuple):
@@ -44,7 +45,7 @@ class Records:
                 yield Needed(part.sha256, part.size_bytes, what)
         for row in self.rounds:
             spec = json.loads(row.spec_json)
-            for field in ("prompts", "evals"):
+            for field in PUBLIC_SETS:
                 if pinned := spec.get(field):
                     yield Needed(pinned.removeprefix("sha256:"), None, f"{field} of {row.round_id}")
 

@@ -18,9 +18,10 @@ from coordinator.rounds import FINAL, Event, IllegalTransitionError
 from coordinator.signing import Signer
 from coordinator.store import PivotRow, RoundRow, Store
 from coordinator.why import explain, seen_of
+from fusion.public_files import READERS
 from protos.errors import CofuseError, abort
 from protos.messages import FileRef
-from protos.public_sets import PublicSetError, read_evals, read_prompts
+from protos.public_sets import PublicSetError
 from protos.spec import RoundSpec, SpecError, first_message, parse_spec
 from protos.v1 import research_pb2 as pb
 from protos.v1 import research_pb2_grpc
@@ -240,10 +241,9 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
             unknown = sorted(set(spec.participants) - set(self._store.participants()))
             if unknown:
                 raise CofuseError("unknown_participant", f"nobody joined as {', '.join(unknown)}")
-            if spec.prompts is not None:
-                read_prompts(self._need(spec.prompts.removeprefix("sha256:"), "PROMPTS"))
-            if spec.evals is not None:
-                read_evals(self._need(spec.evals.removeprefix("sha256:"), "EVALS"))
+            for key, (read, kind) in READERS.items():
+                if pinned := getattr(spec, key):
+                    read(self._need(pinned.removeprefix("sha256:"), kind))
         except (SpecError, PublicSetError) as error:
             raise CofuseError("bad_spec", str(error).rstrip(".")) from error
         return spec

@@ -37,7 +37,7 @@ def references(store: Store) -> set[str]:
     specs = [RoundSpec.model_validate_json(row.spec_json) for row in store.rounds()]
     specs += [RecurringSpec.model_validate_json(r.spec_json).round for r in store.recurring()]
     for spec in specs:
-        pinned = (value for value in (spec.prompts, spec.evals) if value)
+        pinned = (value for value in (spec.public_set, spec.evals) if value)
         kept.update(value.removeprefix("sha256:") for value in pinned)
     return kept
 

@@ -88,6 +88,13 @@ def encode(
     return ids
 
 
+def eos_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id that ends every document. Raises TokenizerError when there is none."""
+    if tokenizer.eos_token_id is None:
+        raise TokenizerError("the tokenizer has no eos token; set one: documents end in it")
+    return int(tokenizer.eos_token_id)
+
+
 def encode_text(
     tokenizer: PreTrainedTokenizerFast, text: str, *, prefixed: bool = True
 ) -> list[int]:

@@ -32,6 +32,7 @@ from transformers.utils import logging as hf_logging
 
 from fusion.byte_tables import TokenizerError as TokenizerError
 from fusion.byte_tables import encode_text as encode_text
+from fusion.byte_tables import eos_id as eos_id
 
 EOS: Final = "<|endoftext|>"
 EOS_ID: Final = 0
@@ -102,13 +103,6 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, docs: Sequence[str]) ->
         stream.extend(encode_text(tokenizer, doc))
         stream.append(eos)
     return np.asarray(stream, dtype=np.int64)
-
-
-def eos_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the id that ends every document. Raises TokenizerError when there is none."""
-    if tokenizer.eos_token_id is None:
-        raise TokenizerError("the tokenizer has no eos token; set one: documents end in it")
-    return int(tokenizer.eos_token_id)
 
 
 def build_model(spec: ModelSpec, seed: int) -> PreTrainedModel:

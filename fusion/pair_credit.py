@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
+from fusion.pair_reference import kept, move
 from fusion.pair_scores import PairScores
 from fusion.pair_scoring import divided
 from fusion.preference import PreferenceSettings
@@ -23,29 +24,25 @@ def judgement(
         `margin`, nats by which it does in the mean, divided as settings.length says; `stronger`,
         the share of answers at which it is stronger than the pivot (above it on the better one,
         below on the other, as settings.judge says); `share`, its part of how far the reference
-        went from the pivot, 0 where it went nowhere.
+        went from the pivot, 0 where it went nowhere; `turned`, what its distances from the pivot
+        were multiplied with, below 1 for one that is much louder than the others.
     """
     if not scores:
         return {}
-    base_2N = divided(pivot, pivot, settings.length)
-    logs_S2N = torch.stack([divided(one, pivot, settings.length) for one in scores.values()])
-    gap_S2N = logs_S2N - base_2N
-    margin_SN = logs_S2N[:, 0] - logs_S2N[:, 1]
-    if settings.judge == "experts":
-        gap_S2N = torch.where(margin_SN.mean(0) < 0, gap_S2N.flip(1), gap_S2N)
-    stronger_S2N = gap_S2N * torch.tensor([[1.0], [-1.0]]) > 0
-    if settings.clip:
-        gap_S2N = gap_S2N * stronger_S2N
-    far_S2N = gap_S2N.abs()
+    moved = move(pivot, scores, length=settings.length, judge=settings.judge)
+    stronger_S2N = moved.gap * torch.tensor([[1.0], [-1.0]]) > 0
+    far_S2N = kept(moved.gap, clip=settings.clip).abs()
     if settings.fusion == "max_margin":
         far_S2N = far_S2N * (far_S2N == far_S2N.amax(0))
     total = float(far_S2N.sum()) or 1.0
-    return {
-        name: {
-            "agrees": float((margin_SN[s] > 0).double().mean()),
-            "margin": float(margin_SN[s].mean()),
+    told = {}
+    for s, name in enumerate(sorted(scores)):
+        chosen_N, rejected_N = divided(scores[name], pivot, settings.length)
+        told[name] = {
+            "agrees": float((chosen_N > rejected_N).double().mean()),
+            "margin": float((chosen_N - rejected_N).mean()),
             "stronger": float(stronger_S2N[s].double().mean()),
             "share": float(far_S2N[s].sum()) / total,
+            "turned": float(moved.turned[s]),
         }
-        for s, name in enumerate(scores)
-    }
+    return told

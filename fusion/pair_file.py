@@ -1,7 +1,8 @@
 """Pairs of answers as a file, JSON lines: what can be used of it, and what is held out.
 
 A line that cannot be used is counted and left out: people wrote these files, and one bad line in
-ten thousand is no reason to stop. Everyone who reads the file with the same pivot finds the same.
+ten thousand is no reason to stop. Everyone who reads the file finds the same pairs, whatever model
+is to judge them; which of these a pivot can learn from is told by pair_tokens.readable.
 """
 
 from __future__ import annotations
@@ -9,17 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
-from transformers import PreTrainedTokenizerFast
 
-from fusion.byte_tables import TokenizerError
 from fusion.pair_scores import PreferenceError, PreferencePair
-from fusion.pair_scoring import encoded
 from protos.public_sets import Domain
 
 ALL: Final = "pairs"
@@ -40,8 +39,32 @@ class PairFile:
     """In the order of the file."""
     domains: list[str]
     """Of each pair; ALL where the line names none."""
+    lines: list[int]
+    """Number of each pair's line, from 1."""
     skipped: dict[str, list[int]]
     """Numbers of the lines left out, by reason."""
+
+    def texts(self) -> list[str]:
+        """All that is read of the pairs: each prompt with each of its answers."""
+        return [p.prompt + answer for p in self.pairs for answer in (p.chosen, p.rejected)]
+
+    def without(self, faults: Mapping[int, str]) -> PairFile:
+        """Leave pairs out as well, by their place, each for a reason."""
+        kept = [place not in faults for place in range(len(self.pairs))]
+        skipped = {reason: list(lines) for reason, lines in self.skipped.items()}
+        for place, reason in faults.items():
+            skipped.setdefault(reason, []).append(self.lines[place])
+        pairs, domains = list(compress(self.pairs, kept)), list(compress(self.domains, kept))
+        return PairFile(pairs, domains, list(compress(self.lines, kept)), skipped)
+
+    def require_some(self, path: Path) -> None:
+        """Raise PreferenceError, with the first line of each reason, when no pair is left."""
+        if not self.pairs:
+            why = "; ".join(f"line {n[0]}: {reason}" for reason, n in self.skipped.items())
+            raise PreferenceError(
+                f"{path}: found no usable pair ({why or 'it is empty'}), wanted lines of "
+                '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+            )
 
     def held_out(self, share: float, seed: int) -> list[bool]:
         """Whether each pair is kept from training: all pairs of a prompt are, or none.
@@ -64,14 +87,12 @@ class PairFile:
         return [pair.prompt in held for pair in self.pairs]
 
 
-def read_pairs(path: Path, tokenizer: PreTrainedTokenizerFast, context: int | None) -> PairFile:
-    """Read the pairs that a pivot can learn from.
+def read_pairs(path: Path) -> PairFile:
+    """Read every pair that is one, whatever model is to judge it.
 
-    Args: tokenizer, context: the pivot's; pairs longer than its context (tokens) are left out.
-        None: it does not tell.
     Raises: PreferenceError when no line can be used.
     """
-    found = PairFile([], [], defaultdict(list))
+    found = PairFile([], [], [], defaultdict(list))
     seen: set[PreferencePair] = set()
     with path.open("rb") as file:  # what is no UTF-8 is a line like any other that cannot be used
         for number, line in enumerate(file, start=1):
@@ -81,19 +102,14 @@ def read_pairs(path: Path, tokenizer: PreTrainedTokenizerFast, context: int | No
                 pair, domain = _pair_of(line)
                 if pair in seen:
                     raise _UnusableError("stands there twice")
-                _require_readable(pair, tokenizer, context)
             except _UnusableError as error:
                 found.skipped[str(error)].append(number)
                 continue
             seen.add(pair)
             found.pairs.append(pair)
             found.domains.append(domain)
-    if not found.pairs:
-        why = "; ".join(f"line {n[0]}: {reason}" for reason, n in found.skipped.items())
-        raise PreferenceError(
-            f"{path}: found no usable pair ({why or 'it is empty'}), wanted lines of "
-            '{"prompt": "...", "chosen": "...", "rejected": "..."}'
-        )
+            found.lines.append(number)
+    found.require_some(path)
     return found
 
 
@@ -118,19 +134,6 @@ def _pair_of(line: bytes) -> tuple[PreferencePair, str]:
     except ValidationError:
         raise _UnusableError("a domain that is no name") from None
     return pair, domain
-
-
-def _require_readable(
-    pair: PreferencePair, tokenizer: PreTrainedTokenizerFast, context: int | None
-) -> None:
-    try:
-        rows, _ = encoded(tokenizer, [pair])
-    except TokenizerError:
-        if tokenizer.eos_token_id is None:
-            raise
-        raise _UnusableError("not given back by the pivot's tokenizer") from None
-    if context is not None and max(map(len, rows[0])) - 1 > context:
-        raise _UnusableError("longer than the pivot can see at once")
 
 
 def counts(skipped: dict[str, list[int]]) -> dict[str, int]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fusion.models import encode_text, eos_id
-from fusion.pair_scores import PairScores, PreferenceError, PreferencePair
+from fusion.pair_scores import LEAST, PairScores, PreferencePair
+from fusion.pair_tokens import encoded
 from fusion.scoring import score_streams
 
 Length = Literal["pivot", "own", "none"]
@@ -44,30 +44,8 @@ def score_pairs(
         sums[stream] += float(own.double().sum())
     tokens = np.asarray([len(ids) for ids in streams], np.int64) - starts
     # A log-probability is at most 0, also where float32 rounds it up.
-    sums = np.minimum(sums, 0.0)
+    sums = np.clip(sums, LEAST * tokens, 0.0)
     return PairScores(sums[0::2], tokens[0::2], sums[1::2], tokens[1::2])
-
-
-def encoded(
-    tokenizer: PreTrainedTokenizerFast, pairs: Sequence[PreferencePair]
-) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
-    """Ids of chosen and rejected of each pair, and how many come before the response.
-
-    Prompt and response are cut apart: else a token might lie across, and belong to neither.
-    Raises: PreferenceError when there is no pair; TokenizerError when ids would not spell a text.
-    """
-    if not pairs:
-        raise PreferenceError("there are no pairs: give at least one")
-    eos, rows, prompts = eos_id(tokenizer), [], []
-    for pair in pairs:
-        before = [eos, *encode_text(tokenizer, pair.prompt)]
-        chosen, rejected = (
-            [*before, *encode_text(tokenizer, text, prefixed=not pair.prompt), eos]
-            for text in (pair.chosen, pair.rejected)
-        )
-        rows.append((chosen, rejected))
-        prompts.append(len(before))
-    return rows, prompts
 
 
 def lengths(pivot: PairScores, length: Length) -> Tensor:

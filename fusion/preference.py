@@ -25,10 +25,10 @@ from fp8.convert import convert_to_float8_training, revert_to_float
 from fp8.recipe import BlockScaling
 from fp8.train import Progress, TrainConfig, TrainResult, train
 from fusion.models import context_length
+from fusion.pair_reference import Fusion, fused_reference, move
 from fusion.pair_scores import PairScores, PreferenceError, PreferencePair
-from fusion.pair_scoring import Length, divided, encoded, lengths, score_pairs
-
-Fusion = Literal["mean", "max_margin"]
+from fusion.pair_scoring import Length, lengths, score_pairs
+from fusion.pair_tokens import encoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,28 +118,6 @@ def preference_loss(
     return -nn.functional.logsigmoid(beta * (chosen_N - rejected_N) - offset)
 
 
-def fused_reference(
-    pivot_N: Tensor, sources_SN: Tensor, *, chosen: bool, fusion: Fusion, clip: bool = True
-) -> Tensor:
-    """Fuse what the sources think of one response a pair: log M, [N].
-
-    A source below the pivot on the chosen, or above it on the rejected, is weaker there and is
-    set to the pivot: it cannot add noise. max_margin takes the source farthest from the pivot.
-    Args: pivot_N, sources_SN: logs of the initial pivot and of the sources, divided by a length.
-        No source: the pivot itself, which makes it plain DPO.
-    Source: InfiFPO (arXiv 2505.13878): probability clipping, max-margin fusion.
-    """
-    if not len(sources_SN):
-        return pivot_N
-    gap_SN = sources_SN - pivot_N
-    if clip:
-        gap_SN = gap_SN.clamp(min=0) if chosen else gap_SN.clamp(max=0)
-    if fusion == "mean":
-        return pivot_N + gap_SN.mean(0)
-    above_N, below_N = gap_SN.amax(0), gap_SN.amin(0)
-    return pivot_N + torch.where(above_N >= -below_N, above_N, below_N)
-
-
 def fuse_preferences(  # noqa: PLR0913 - inputs of a run, then how it is run, by keyword
     pivot: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -213,30 +191,17 @@ def _prepare(
                 "pairs of this round, in their order"
             )
     base = base or score_pairs(pivot, tokenizer, pairs)
-    tokens_2N, pivot_2N = lengths(base, settings.length), divided(base, base, settings.length)
-    logs = [divided(scores[name], base, settings.length) for name in sorted(scores)]
-    sources_S2N = torch.stack(logs) if logs else pivot_2N.new_empty((0, *pivot_2N.shape))
-    if settings.judge == "experts" and logs:
-        margin_N = (sources_S2N[:, 0] - sources_S2N[:, 1]).mean(0)
-        swapped_N = margin_N < 0
-        pivot_2N, tokens_2N, sources_S2N = (
-            torch.where(swapped_N, x.flip(-2), x) for x in (pivot_2N, tokens_2N, sources_S2N)
-        )
-        rows = [
-            (no, yes) if swap else (yes, no)
-            for (yes, no), swap in zip(rows, swapped_N.tolist(), strict=True)
-        ]
-    reference = [
-        fused_reference(
-            pivot_2N[side],
-            sources_S2N[:, side],
-            chosen=side == 0,
-            fusion=settings.fusion,
-            clip=settings.clip,
-        )
-        for side in (0, 1)
+    moved = move(base, scores, length=settings.length, judge=settings.judge)
+    tokens_2N = lengths(base, settings.length)
+    tokens_2N = torch.where(moved.swapped, tokens_2N.flip(0), tokens_2N)
+    rows = [
+        (no, yes) if swap else (yes, no)
+        for (yes, no), swap in zip(rows, moved.swapped.tolist(), strict=True)
     ]
-    return _Data(rows, prompts, tokens_2N, torch.stack(reference))
+    reference_2N = fused_reference(
+        moved.pivot, moved.gap, fusion=settings.fusion, clip=settings.clip
+    )
+    return _Data(rows, prompts, tokens_2N, reference_2N)
 
 
 def _loss(

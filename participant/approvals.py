@@ -13,9 +13,11 @@ from typing import Annotated, Final, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from fusion.pair_file import read_pairs
 from participant.durable import write_durably
 from participant.policy import Kind
 from protos.files import flush
+from protos.public_sets import read_prompts
 from trust.keys import (
     PUBLIC_SUFFIX,
     KeyFileError,
@@ -57,7 +59,7 @@ class Release(_File):
     rule: str
     """Of policy.toml, that allows it."""
     top_k: int
-    """0 for weights."""
+    """0 for pairs and weights."""
     positions: int
     """Tokens of public text; 0 for weights."""
     size_bytes: int
@@ -67,6 +69,16 @@ class Release(_File):
     gates: Annotated[str, StringConstraints(max_length=500)] = ""
     """What the canary gate measured of it; empty where the gate is off."""
     asked_unix_ms: int
+
+    @property
+    def what(self) -> str:
+        """What would leave, in words."""
+        told = {
+            "weights": "weights of a pivot that was trained here",
+            "pairs": "how likely the expert finds both answers of public pairs",
+            "grown": f"the top {self.top_k} log-probabilities of a pivot that was trained here",
+        }.get(self.kind, f"the top {self.top_k} log-probabilities of the expert")
+        return told + (", and the expert's own scores" if self.scores else "")
 
     @property
     def release_id(self) -> str:
@@ -203,6 +215,18 @@ def _statement(release: Release, decision: Decision) -> Approval:
         gates=release.gates,
         unix_ms=decision.unix_ms,
     )
+
+
+def public_texts(data_dir: Path, round_id: str) -> list[str]:
+    """The public texts that a round asks about, as far as they are here: what a person may read.
+
+    Raises: PublicSetError.
+    """
+    folder = data_dir / "rounds" / round_id
+    if (pairs := folder / "pairs.jsonl").exists():
+        return read_pairs(pairs).texts()
+    prompts = folder / "prompts.jsonl"
+    return read_prompts(prompts) if prompts.exists() else []
 
 
 def _read(path: Path, model: type[_Found]) -> _Found | None:

@@ -160,6 +160,8 @@ def measure(asked: Mapping[str, Any]) -> dict[str, Exposure]:
         # What the pivot finds likely by itself is no news of the training.
         return {RELEASE: compare(log_likelihoods(trained, tokenizer, texts) - before)}
     expert, tokenizer = open_expert(model)
+    if asked["kind"] == "pairs":  # whole answers: what they tell, the expert's own answer tells
+        return {RECALL: compare(log_likelihoods(expert, tokenizer, texts))}
     student = distil(release, asked["texts"], StudentSettings())
     return {
         RELEASE: compare(log_likelihoods(student, tokenizer, texts)),

@@ -3,6 +3,7 @@
 The same question to the same expert has the same answer: it is kept, and not computed twice.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from fusion.delta_file import write_delta
 from fusion.extract import extract_to_file
 from fusion.merge import subtract
 from fusion.models import load_model, parameter_arrays, save_model
+from fusion.pair_file import read_pairs
+from fusion.pair_scores import write_scores
+from fusion.pair_scoring import score_pairs
 from fusion.scoreboard import scores_of
 from participant.canaries import open_canaries
 from participant.durable import sync_tree
@@ -69,6 +73,39 @@ def export_logits(
         on_progress=on_progress,
     )
     return path
+
+
+def export_pairs(
+    expert: Path,
+    pairs: Path,
+    assignment: Assignment,
+    outbox: Path,
+    on_progress: Callable[[int, int], None],
+) -> Path:
+    """Write how likely the expert, a model's folder, finds both answers of each pair."""
+    assert assignment.pairs is not None
+    model_sha256 = sha256_of(expert / WEIGHTS)
+    path = outbox / f"pairs-{assignment.pairs.sha256[:16]}-{model_sha256[:16]}.json"
+    if not path.exists():
+        score_pair_file(
+            path, lambda: open_expert(expert), pairs, model_sha256=model_sha256, tell=on_progress
+        )
+    return path
+
+
+def score_pair_file(
+    path: Path,
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerFast]],
+    pairs: Path,
+    *,
+    model_sha256: str,
+    tell: Callable[[int, int], None],
+) -> None:
+    """Write what a model thinks of every pair of a file; `path` appears whole or not at all."""
+    asked = read_pairs(pairs).pairs
+    partial = path.with_name(path.name + ".partial")
+    write_scores(partial, score_pairs(*load(), asked, tell), asked, model_sha256=model_sha256)
+    os.replace(partial, path)
 
 
 def extract_as_asked(

@@ -17,10 +17,10 @@ from protos.spec import Digest, RoundSpec
 
 ANY: Final = "*"
 """Stands for every purpose, every submitter that the coordinator lets in, every prompt set."""
-Kind = Literal["logits", "grown", "scores", "weights"]
+Kind = Literal["logits", "grown", "pairs", "scores", "weights"]
 """logits: of the expert; grown: of a copy of the round's pivot that was trained on the private
-text; scores: a few numbers on the evaluation set; weights: how a trained copy of the pivot differs.
-"""
+text; pairs: how likely the expert finds each of two answers; scores: a few numbers on the
+evaluation set; weights: how a trained copy of the pivot differs."""
 Action = Literal["block", "warn", "off"]
 _Any = Literal["*"]
 _Word = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z0-9][a-z0-9-]{0,63})$")]
@@ -44,7 +44,7 @@ class Rule(StrictConfig):
     """Researchers, as their certificates name them; "*": anybody the coordinator lets in."""
     kinds: tuple[Kind, ...] = ()
     prompt_sets: tuple[Digest | _Any, ...] = ()
-    """Public texts that may be asked about, as sha256:<digest>; "*": any."""
+    """Public texts and pairs that may be asked about, as sha256:<digest>; "*": any."""
     not_after: date | None = None
     """The last day on which the rule holds, UTC; None: it has none."""
     approval: Literal["auto", "manual"] = "manual"
@@ -52,7 +52,11 @@ class Rule(StrictConfig):
 
 
 class LogitLimits(StrictConfig):
-    """[logits]: how much may be told of an expert. None: without a limit."""
+    """[logits]: how much may be told of an expert. None: without a limit.
+
+    Of a pair of answers each token of both is a position: one number for a whole answer tells
+    whether the expert has read it as well as a number for each of its tokens does.
+    """
 
     k_max: int = Field(default=16, ge=1, le=1024)
     """Log-probabilities kept per position."""
@@ -169,7 +173,7 @@ def load_policy(path: Path) -> Policy:
 
 def kind_of(spec: RoundSpec) -> Kind:
     """What a round asks to leave, its report's scores aside."""
-    return "weights" if spec.kind == "weights" else "logits" if spec.grow is None else "grown"
+    return "grown" if spec.grow is not None else spec.kind
 
 
 def match(policy: Policy, assignment: Assignment, today: date) -> Rule:
@@ -206,9 +210,10 @@ def match(policy: Policy, assignment: Assignment, today: date) -> Rule:
 
 
 def _prompt_sets(assignment: Assignment) -> set[str]:
-    """The prompt set that is named, and the one that would be read, should they differ."""
-    named, read = assignment.spec.prompts, assignment.prompts
-    return {*([named] if named else []), *([f"sha256:{read.sha256}"] if read else [])}
+    """The public sets that are named, and those that would be read, should they differ."""
+    named = (assignment.spec.prompts, assignment.spec.pairs)
+    read = (assignment.prompts, assignment.pairs)
+    return {*filter(None, named), *(f"sha256:{one.sha256}" for one in read if one)}
 
 
 def _among(name: str, allowed: Collection[str]) -> bool:

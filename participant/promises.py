@@ -18,7 +18,7 @@ CHECKED: Final[Mapping[str, str]] = {
     "I6": "every release on the audit chain is in the budget, which so never grows",
     "I8": "what the process with the network may read is sealed",
 }
-_COUNTED: Final = frozenset({"logits", "grown", "weights"})
+_COUNTED: Final = frozenset({"logits", "grown", "pairs", "weights"})
 
 
 @dataclass(frozen=True, slots=True)

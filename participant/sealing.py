@@ -18,6 +18,8 @@ from fusion.byte_tables import byte_table, encode, hash_tokenizer
 from fusion.codec import LogitFile, check_asked, rewrite_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import rewrite_delta
+from fusion.pair_scores import PreferenceError, PreferencePair, rewrite_scores
+from fusion.pair_tokens import answer_tokens
 from participant.budget import Question
 from participant.pivots import WEIGHTS
 from participant.policy import kind_of
@@ -39,7 +41,9 @@ class Asked:
 
     question: Question
     texts: Sequence[str] = ()
-    """The prompt set's documents; none for a round without."""
+    """The prompt set's documents; of pairs, each prompt with each of its answers."""
+    pairs: Sequence[PreferencePair] = ()
+    """Of a pairs round."""
     pivot: Path | None = None
     """Folder of the round's pivot (weights)."""
 
@@ -52,26 +56,35 @@ class Draft:
     model: Path
 
 
-def question_of(assignment: Assignment, model: Path, texts: Sequence[str]) -> Question:
+def question_of(
+    assignment: Assignment,
+    model: Path,
+    texts: Sequence[str],
+    pairs: Sequence[PreferencePair] = (),
+) -> Question:
     """Say what a round asks.
 
     Args: model: folder of the model whose tokenizer reads the texts: the expert, or the pivot of
         which a copy is to be trained.
     """
     spec, kind = assignment.spec, kind_of(assignment.spec)
-    asked = sha256_of(model / WEIGHTS) if kind == "logits" else _to_be_trained(assignment)
+    asked = _to_be_trained(assignment) if spec.trains_locally else sha256_of(model / WEIGHTS)
     if kind == "weights":
         return Question(round_id=assignment.round_id, kind=kind, model=asked)
-    assert assignment.prompts is not None
+    assert assignment.public_set is not None
     tokenizer, vocab_size = _words_of(model)
-    table = byte_table(tokenizer, vocab_size)
+    if kind == "pairs":
+        positions = sum(map(sum, answer_tokens(tokenizer, pairs)))
+    else:
+        table = byte_table(tokenizer, vocab_size)
+        positions = sum(len(encode(tokenizer, table, text)) + 1 for text in texts)  # 1: its eos
     return Question(
         round_id=assignment.round_id,
         kind=kind,
         model=asked,
-        prompt_set=assignment.prompts.sha256,
+        prompt_set=assignment.public_set.sha256,
         form=_form(spec),
-        positions=sum(len(encode(tokenizer, table, text)) + 1 for text in texts),  # 1: its eos
+        positions=positions,
     )
 
 
@@ -93,7 +106,7 @@ def seal(
         that is about to be sealed, and raises when it must not be.
     Raises: ContributionError, SealError, OSError; what inspect raises.
     """
-    write = _write_delta if assignment.spec.kind == "weights" else _write_logits
+    write = _WRITE[assignment.spec.kind]
     plain = scratch / f"{out.stem}{PLAIN}"
     try:
         write(assignment, asked, draft, plain)
@@ -163,6 +176,23 @@ def _write_logits(assignment: Assignment, asked: Asked, draft: Draft, out: Path)
     _same("the vocabulary", vocabulary.tobytes(), b"".join(pieces))
 
 
+def _write_pairs(assignment: Assignment, asked: Asked, draft: Draft, out: Path) -> None:
+    tokenizer, _ = _words_of(draft.model)
+    try:
+        rewrite_scores(
+            draft.path,
+            out,
+            asked.pairs,
+            model_sha256=sha256_of(draft.model / WEIGHTS),
+            tokens=answer_tokens(tokenizer, asked.pairs),
+        )
+    except PreferenceError as error:
+        raise ContributionError("malformed", str(error)) from error
+
+
+_WRITE: Final = {"logits": _write_logits, "weights": _write_delta, "pairs": _write_pairs}
+
+
 def _same(what: str, found: object, wanted: object) -> None:
     if found != wanted:
         raise ContributionError(
@@ -189,5 +219,7 @@ def _to_be_trained(assignment: Assignment) -> str:
 
 def _form(spec: RoundSpec) -> str:
     """How the answer is cut. ship_share chooses rows, and changes nothing in them."""
+    if spec.kind == "pairs":
+        return spec.kind
     drawn = f" {spec.draws} {spec.seed}" if spec.sampler == "samples" else ""
     return f"{spec.sampler} {spec.top_k}{drawn}"

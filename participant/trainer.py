@@ -24,6 +24,7 @@ from participant.export import (
     LocalTraining,
     export_delta,
     export_logits,
+    export_pairs,
     grow_expert,
     grown_folder,
     score,
@@ -171,7 +172,6 @@ class Program:
             return {"file": _made(export_delta(pivot, training, assignment, self._outbox)).name}
         if spec.grow is not None:
             _made(grow_expert(pivot, training, assignment, self._outbox))
-        assert prompts is not None
 
         def tell(done: int, total: int) -> None:
             if should_stop():
@@ -179,8 +179,13 @@ class Program:
             said = {"round": assignment.round_id, "step": done, "steps": total}
             self._line.say("guard", "logits", said)
 
-        beside = pivot if spec.ship_share < 1 else None
         expert = self._asked(assignment)
+        if spec.kind == "pairs":
+            assert assignment.pairs is not None
+            pairs = self._files(assignment) / assignment.pairs.name
+            return {"file": export_pairs(expert, pairs, assignment, self._outbox, tell).name}
+        assert prompts is not None
+        beside = pivot if spec.ship_share < 1 else None
         path = export_logits(expert, prompts, assignment, self._outbox, tell, pivot=beside)
         return {"file": path.name}
 

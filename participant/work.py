@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from fusion.pair_file import read_pairs
+from fusion.pair_scores import PreferencePair
 from participant.config import ParticipantConfig
 from participant.corpus import CorpusError
 from participant.counterparts import Errands, TrainerLine
@@ -132,12 +134,15 @@ class Worker:
         files, spec = self._files(assignment), assignment.spec
         if spec.trains_locally or spec.ship_share < 1:
             fetch_pivot(self._config, assignment, client, files / "pivot")
-        texts: list[str] = []
-        if assignment.prompts is not None:
-            texts = read_prompts(client.fetch(assignment.prompts, files))
+        texts, pairs = list[str](), list[PreferencePair]()
+        if (asked := assignment.public_set) is not None and spec.kind == "pairs":
+            found = read_pairs(client.fetch(asked, files))
+            texts, pairs = found.texts(), found.pairs
+        elif asked is not None:
+            texts = read_prompts(client.fetch(asked, files))
         reader = files / "pivot" if spec.trains_locally else self._trainer.expert
-        question = question_of(assignment, reader, texts)
-        return Asked(question=question, texts=texts, pivot=files / "pivot")
+        question = question_of(assignment, reader, texts, pairs)
+        return Asked(question=question, texts=texts, pairs=pairs, pivot=files / "pivot")
 
     def _make(self, assignment: Assignment, asked: Asked, should_stop: Callable[[], bool]) -> Draft:
         """Have the contribution computed; nothing leaves but through the guard."""

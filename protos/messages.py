@@ -33,6 +33,7 @@ class Assignment(Message):
     submitted_by: str
     spec: RoundSpec
     prompts: FileRef | None = None
+    pairs: FileRef | None = None
     evals: FileRef | None = None
     pivot: tuple[FileRef, ...] = ()
     pivot_sha256: Sha256
@@ -40,6 +41,11 @@ class Assignment(Message):
     deadline_unix_ms: int
     order: Annotated[str, StringConstraints(max_length=50_000)] = ""
     """The submitter's signed order for it (trust/orders.py)."""
+
+    @property
+    def public_set(self) -> FileRef | None:
+        """The file that it asks about: prompts or pairs."""
+        return self.pairs if self.spec.kind == "pairs" else self.prompts
 
 
 class Scores(Message):

@@ -2,19 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from protos.faults import in_words, with_lines
+from protos.spec_parts import PreferenceSpec
+from protos.spec_parts import Strict as Strict  # the parts are found here too
+from protos.spec_parts import TrainingSpec as TrainingSpec
 from protos.yaml_text import read_yaml
 
 LossName = Literal["span_kl", "infifusion", "infigfusion", "uld", "minced", "gold", "p_kl"]
@@ -40,49 +36,27 @@ MergeName = Literal[
 OuterName = Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "diloco"]
 OWN_LOSSES: Final = ("span_kl", "p_kl")
 """They take the spec's distill_weight; a published method keeps the one it was published with."""
-ControlName = Literal["sft", "infifusion", "uld", "minced", "gold", "uniform", "leave_one_out"]
+ControlName = Literal[
+    "sft", "infifusion", "uld", "minced", "gold", "uniform", "leave_one_out", "dpo"
+]
+METHODS: Final = {
+    "logits": ("unified", "pairwise"),
+    "weights": ("merge",),
+    "pairs": ("preference",),
+}
+"""By kind."""
+PUBLIC_SETS: Final = ("prompts", "pairs", "evals")
+"""Keys of a spec that name a public file."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 PivotName = Annotated[str, StringConstraints(pattern=r"^pivot-[0-9]{1,9}$")]
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 _DISTILL_WEIGHT: Final = 0.7
+_SEQ_LEN: Final = TrainingSpec.model_fields["seq_len"].default
 
 
 class SpecError(ValueError):
     """A round spec that cannot be run; the message names the place and the cure."""
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, values do not change, nothing is coerced from strings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class TrainingSpec(Strict):
-    """One training run on the coordinator (fusion) or at a participant (a weights round)."""
-
-    steps: int = Field(ge=1, le=1_000_000)
-    batch_size: int = Field(default=8, ge=1, le=4096)
-    """Sequences per step."""
-    seq_len: int = Field(default=128, ge=16, le=131_072)
-    """Tokens per sequence."""
-    lr: float = Field(gt=0, le=1.0)
-    """Peak learning rate of AdamW."""
-    warmup_steps: int = Field(default=20, ge=0)
-    decay_share: float = Field(default=0.3, ge=0, le=1)
-    """Last part of the steps, in which the rate decays (WSD schedule)."""
-    proximal_mu: float = Field(default=0.0, ge=0)
-    """FedProx: how hard a participant's copy is held to the pivot (merge rounds)."""
-
-    def schedule(self, seed: int) -> dict[str, Any]:
-        """Return the fields of fp8.train.TrainConfig that it asks for."""
-        return {
-            "steps": self.steps,
-            "lr": self.lr,
-            "warmup_steps": self.warmup_steps,
-            "decay_steps": int(self.steps * self.decay_share),
-            "seed": seed,
-        }
 
 
 class RoundSpec(Strict):
@@ -96,10 +70,11 @@ class RoundSpec(Strict):
     """What the round is for: participants' policies allow purposes by name."""
     participants: tuple[Name, ...] = Field(min_length=1, max_length=1000, strict=False)
     """Who is asked, by name. There is no "all"."""
-    kind: Literal["logits", "weights"]
-    """What each participant ships."""
-    method: Literal["unified", "pairwise", "merge"]
-    """unified: all sources in one run; pairwise: one run a source, then a merge; merge: weights."""
+    kind: Literal["logits", "weights", "pairs"]
+    """What each participant ships; pairs: how likely its expert finds each of two answers."""
+    method: Literal["unified", "pairwise", "merge", "preference"]
+    """unified: all sources in one run; pairwise: one run a source, then a merge; merge: weights;
+    preference: which of two answers is the better one."""
     merge: MergeName = "task_arithmetic"
     """How copies or deltas become one (pairwise and merge)."""
     outer: OuterName | None = None
@@ -107,6 +82,9 @@ class RoundSpec(Strict):
     pivot, instead of merging once."""
     prompts: str | None = None
     """Public prompt set, JSON lines of {"text": ...} (logits rounds)."""
+    pairs: str | None = None
+    """Public pairs of answers, JSON lines of {"prompt": ..., "chosen": ..., "rejected": ...} (pairs
+    rounds)."""
     evals: str | None = None
     """Held-out documents and questions by domain, JSON."""
     top_k: int = Field(default=16, ge=1, le=1024)
@@ -136,6 +114,8 @@ class RoundSpec(Strict):
     """Factor on the merged delta; None: the method's own (fusion/merge.py)."""
     merge_density: float | None = Field(default=None, gt=0, le=1)
     """Share of a delta's entries kept, for merges that drop some; None: the method's own."""
+    preference: PreferenceSpec = PreferenceSpec()
+    """Of pairs rounds only."""
     training: TrainingSpec
     grow: TrainingSpec | None = None
     """Logits rounds: each participant first trains a copy of the pivot on its own text like this,
@@ -145,7 +125,8 @@ class RoundSpec(Strict):
     copies drift apart less, and forget less."""
     controls: tuple[ControlName, ...] = Field(default=(), strict=False)
     """Runs on the same text, steps and seed, reported beside the pivot. leave_one_out: one run
-    without each source, which tells what the pivot owes it."""
+    without each source, which tells what the pivot owes it. dpo: of a pairs round; it hears no
+    source."""
     quorum: int | None = Field(default=None, ge=1)
     """Contributions that are enough once collecting must end; default: every participant's."""
     deadline_minutes: float = Field(default=60, gt=0, le=60 * 24 * 30)
@@ -163,10 +144,11 @@ class RoundSpec(Strict):
                 "participants: a name stands twice; name each once",
             ),
             (
-                (self.kind == "weights") != (self.method == "merge"),
+                self.method not in METHODS[self.kind],
                 f"kind {self.kind!r} does not go with method {self.method!r}: "
-                "logits takes unified or pairwise, weights takes merge",
+                + ", ".join(f"{kind} takes {' or '.join(m)}" for kind, m in METHODS.items()),
             ),
+            *self._pairs_faults(),
             (
                 self.kind == "logits" and self.prompts is None,
                 "prompts: a logits round needs a public prompt set; give its file",
@@ -177,7 +159,7 @@ class RoundSpec(Strict):
             ),
             (
                 self.grow is not None and self.kind != "logits",
-                "grow: a weights round trains a copy anyway, by training; leave it out",
+                f"grow: a {self.kind} round does not ask a grown copy; leave it out",
             ),
             (
                 self.rehearse and (self.prompts is None or not self.trains_locally),
@@ -213,6 +195,36 @@ class RoundSpec(Strict):
                 raise ValueError(words)
         return self
 
+    def _pairs_faults(self) -> tuple[tuple[bool, str], ...]:
+        asks = self.kind == "pairs"
+        others = [name for name in self.controls if (name == "dpo") != asks]
+        return (
+            (asks and self.pairs is None, "pairs: a pairs round needs public pairs; give its file"),
+            (
+                not asks and (self.pairs is not None or self.preference != PreferenceSpec()),
+                f"pairs, preference: a {self.kind} round asks about no pairs; leave them out, or "
+                "take kind pairs and method preference",
+            ),
+            (
+                asks and self.prompts is not None,
+                "prompts: a pairs round asks about its pairs alone; leave them out",
+            ),
+            (
+                asks and self.training.seq_len != _SEQ_LEN,
+                "training.seq_len: pairs are read whole; leave it out",
+            ),
+            (
+                bool(others),
+                f"controls: {', '.join(others)} and kind {self.kind!r} do not go together: dpo is "
+                "of pairs rounds, and the only one there",
+            ),
+        )
+
+    @property
+    def public_set(self) -> str | None:
+        """The public file that participants are asked about: prompts or pairs."""
+        return self.pairs or self.prompts
+
     @property
     def trains_locally(self) -> bool:
         """Whether a participant trains a copy of the pivot for this round."""
@@ -232,7 +244,7 @@ def parse_spec(text: str) -> RoundSpec:
         raise SpecError(first_message(error)) from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
         raise SpecError(f"the spec cannot be read as JSON: {error}") from error
-    for field in ("prompts", "evals"):
+    for field in PUBLIC_SETS:
         value = getattr(spec, field)
         if value is not None and not _is_digest(value):
             raise SpecError(

@@ -45,7 +45,7 @@ class Release(Statement):
     round_id: Name
     participant: Name
     kind: Line
-    """As the policy names it: logits, weights, grown."""
+    """As the policy names it: logits, grown, pairs, weights."""
     size_bytes: int = Field(ge=0)
     submitted_by: Line
     model: Sha256

@@ -3,7 +3,7 @@
 import getpass
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from participant.approvals import Approvals, Release
 
 SAMPLES: Final = 10
-"""Prompts that are shown of a release."""
+"""Public texts that are shown of a release."""
 
 
 def approve(
@@ -83,18 +83,15 @@ def _list(desk: "Approvals", home: Path) -> None:
 
 def _shown(release: "Release", data: Path) -> Iterator[str]:
     """Everything that an approver should know."""
+    from participant.approvals import public_texts
     from participant.budget import FILE, Ledger
     from participant.policy import PolicyRefusalError
 
     yield f"release    {release.release_id}"
     yield f"round      {release.round_id}, {release.purpose}, submitted by {release.submitted_by}"
     yield f"rule       {release.rule}"
-    scores = ", and the expert's own scores" if release.scores else ""
-    if release.kind == "weights":
-        yield f"kind       weights of a pivot that was trained here{scores}"
-    else:
-        of = "the expert" if release.kind == "logits" else "a pivot that was trained here"
-        yield f"kind       top {release.top_k} log-probabilities of {of}{scores}"
+    yield f"kind       {release.what}"
+    if release.kind != "weights":
         yield f"positions  {release.positions:,}"
     yield f"bytes      {release.size_bytes:,}, sha256 {release.sha256}"
     yield f"canaries   {release.gates or 'not measured: the gate is off in policy.toml'}"
@@ -105,16 +102,13 @@ def _shown(release: "Release", data: Path) -> Iterator[str]:
     before = max(0, after - release.positions)
     yield f"budget     {before:,} positions of 30 days before, {after:,} with it"
     yield f"decide     until {_moment(release.expires_unix_ms)}"
-    yield from _samples(data / "rounds" / release.round_id / "prompts.jsonl")
+    yield from _samples(public_texts(data, release.round_id))
 
 
-def _samples(prompts: Path) -> Iterator[str]:
+def _samples(texts: Sequence[str]) -> Iterator[str]:
     """Some of the public texts, the same ones at each look."""
-    from protos.public_sets import read_prompts
-
-    if prompts.exists():
-        texts = read_prompts(prompts)
-        yield f"prompts    {min(SAMPLES, len(texts))} of {len(texts)}:"
+    if texts:
+        yield f"texts      {min(SAMPLES, len(texts))} of {len(texts)}:"
         for number in sorted(random.Random(0).sample(range(len(texts)), min(SAMPLES, len(texts)))):  # noqa: S311 - a sample, no secret
             yield f"  {number + 1:>6}  {texts[number][:200]!r}"
 

@@ -144,10 +144,11 @@ def show_evals(evals: Mapping[str, Any], console: Console) -> None:
 def _show_judgement(judged: Mapping[str, Mapping[str, float]], console: Console) -> None:
     """Print how the sources judged the pairs that the pivot learned from."""
     console.print("how the sources judged the pairs", markup=False)
-    table = _table("source", "agrees", "margin", "stronger", "share of the reference")
+    table = _table("source", "agrees", "margin", "stronger", "share of the reference", "turned")
     for name, row in judged.items():
         shares = [_share(row[key]) for key in ("agrees", "stronger", "share")]
-        table.add_row(name, shares[0], f"{row['margin']:+.3f}", *shares[1:])
+        margin, turned = f"{row['margin']:+.3f}", f"{row['turned']:.3g}"
+        table.add_row(name, shares[0], margin, *shares[1:], turned)
     console.print(table)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cofuse.commands.connection import At, Identity, Spec, answer, connected, fail, tell
+from cofuse.commands.connection import At, Identity, Spec, answer, connected, fail, say, tell
 
 if TYPE_CHECKING:
     from cofuse.round_cost import Cost, Done
@@ -126,18 +126,32 @@ def _look(
     from cofuse.round_cost import cost_of
     from cofuse.round_policy import beyond_the_usual, judge
     from protos.chunks import sha256_of
-    from protos.public_sets import read_evals, read_prompts
+    from protos.public_sets import read_evals
 
     spec, cost = loaded.spec, None
     domains: tuple[str, ...] = ()
     if spec.evals and not spec.evals.startswith("sha256:"):
         domains = tuple(read_evals(loaded.folder / spec.evals).domains)
-    if spec.prompts and not spec.prompts.startswith("sha256:"):
-        file = loaded.folder / spec.prompts
-        cost = cost_of(spec, read_prompts(file), tokenizer)
-        spec = spec.model_copy(update={"prompts": f"sha256:{sha256_of(file)}"})
+    key = "pairs" if spec.pairs else "prompts"
+    if spec.public_set and not spec.public_set.startswith("sha256:"):
+        file = loaded.folder / spec.public_set
+        cost = cost_of(spec, _asked_about(spec, file), tokenizer)
+        spec = spec.model_copy(update={key: f"sha256:{sha256_of(file)}"})
     verdicts = tuple(judge(path, spec, cost, submitter) for path in policies)
     return _Checked(loaded, cost, domains, verdicts, beyond_the_usual(spec, cost), online)
+
+
+def _asked_about(spec: "RoundSpec", file: Path) -> list[str]:
+    """The texts of which something is told: documents, or the answers of pairs."""
+    from fusion.pair_file import counts, read_pairs
+    from protos.public_sets import read_prompts
+
+    if spec.kind != "pairs":
+        return read_prompts(file)
+    found = read_pairs(file)
+    for reason, number in counts(found.skipped).items():
+        say(f"{file}: skipped {number}: {reason} (line {found.skipped[reason][0]})")
+    return [answer for pair in found.pairs for answer in (pair.chosen, pair.rejected)]
 
 
 def _ask(coordinator: "Coordinator", loaded: "Loaded") -> tuple[dict[str, Any], list["Done"]]:
@@ -175,7 +189,8 @@ def _ask(coordinator: "Coordinator", loaded: "Loaded") -> tuple[dict[str, Any], 
 def _show(path: Path, found: _Checked, done: list["Done"]) -> None:
     spec = found.loaded.spec
     if found.cost is not None:
-        tell(f"prompts: {found.cost.documents:,} documents, {found.cost.text_bytes:,} bytes")
+        what = "pairs: {:,} answers" if spec.kind == "pairs" else "prompts: {:,} documents"
+        tell(f"{what.format(found.cost.documents)}, {found.cost.text_bytes:,} bytes")
     if found.domains:
         tell(f"evals: {', '.join(found.domains)}")
     tell(f"{path}: a valid {spec.kind} round, {spec.method}, for {', '.join(spec.participants)}")
@@ -205,7 +220,8 @@ def _asked(spec: "RoundSpec", cost: "Cost | None") -> Iterator[str]:
             yield f"  a tokenizer of a few hundred ids: up to {cost.positions_bound:,}"
         if cost.ship_bytes:
             shipped = _range(cost.ship_bytes)
-            yield f"  ships {shipped} bytes of log-probabilities, and its vocabulary"
+            words = "" if spec.kind == "pairs" else ", and its vocabulary"
+            yield f"  ships {shipped} bytes of log-probabilities{words}"
     if spec.trains_locally:
         asked = spec.grow or spec.training
         tokens = asked.steps * asked.batch_size * asked.seq_len

@@ -43,7 +43,7 @@ def init(
     at: At,
     identity: Identity,
     kind: Annotated[
-        str, typer.Option(help="What participants ship: logits or weights.")
+        str, typer.Option(help="What participants ship: logits, weights or pairs.")
     ] = "logits",
     name: Annotated[str, typer.Option(help="For people; lower case, digits, dashes.")] = "my-round",
     online: Annotated[
@@ -57,8 +57,8 @@ def init(
     from cofuse.round_start import starting_spec
     from trust.identity import checked_name
 
-    if kind not in ("logits", "weights"):
-        fail(f"--kind: found {kind!r}, wanted logits or weights", 2)
+    if kind not in ("logits", "weights", "pairs"):
+        fail(f"--kind: found {kind!r}, wanted logits, weights or pairs", 2)
     known: Any = kind
     pivot, members = "pivot-0", ["st-mary", "north", "lakeside"]
     if online:

@@ -31,6 +31,7 @@ MEASURES: Final = {
     "accuracy": "Multiple-choice accuracy; higher is better",
     "letter": "Examination questions, by the likeliest letter; higher is better",
     "written": "Examination questions, by the letter it writes; higher is better",
+    "preference": "Held-out pairs whose chosen answer it prefers; higher is better",
 }
 
 
@@ -38,7 +39,7 @@ MEASURES: Final = {
 def evals(visit: Reader, pivot: str = "") -> Response:
     """The heat map of one pivot; default: the newest that was evaluated."""
     rows = visit.desk.store.pivots()
-    scored = [row for row in rows if json.loads(row.evals_json).get("bpb")]
+    scored = [row for row in rows if any(map(json.loads(row.evals_json).get, MEASURES))]
     newest = scored[-1] if scored else None
     row = visit.desk.store.pivot(pivot) if pivot else newest
     found: dict[str, Any] = json.loads(row.evals_json) if row else {}

@@ -153,7 +153,10 @@ def heat(evals: Mapping[str, Any], measure: str) -> Heat | None:
         [name for name in full if name.startswith(EXPERT)],
     ]
     columns = [*domains, MEAN]
-    asked: Mapping[str, int] = {} if measure == "bpb" else evals.get("questions", {})
+    held_out = evals.get("pairs", {}).get("held_out", {})
+    asked: Mapping[str, int] = {"bpb": {}, "preference": held_out}.get(
+        measure, evals.get("questions", {})
+    )
     limits = {c: sorted(sign * row[c] for row in full.values()) for c in columns}
     base = full.get(BASE)
     rows = [

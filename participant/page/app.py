@@ -14,7 +14,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from participant import status
 from participant.approvals import FOLDER as APPROVALS
-from participant.approvals import ApprovalError, Approvals, Release
+from participant.approvals import ApprovalError, Approvals, Release, public_texts
 from participant.budget import FILE as LEDGER
 from participant.budget import Ledger, Standing
 from participant.config import ParticipantConfig
@@ -23,7 +23,6 @@ from participant.egress import Release as Left
 from participant.egress import releases
 from participant.policy import PolicyRefusalError, load_policy
 from participant.status import read_status
-from protos.public_sets import read_prompts
 from trust.audit_files import check, segments
 from trust.chain import AuditError
 from trust.keys import KeyFileError
@@ -225,10 +224,7 @@ def _burn_down(desk: Desk) -> list[Standing]:
 
 def _samples(desk: Desk, release: Release) -> list[tuple[int, str]]:
     """Some of the public texts with their numbers, the same ones at each look."""
-    path = desk.config.data_dir / "rounds" / release.round_id / "prompts.jsonl"
-    if not path.exists():
-        return []
-    texts = read_prompts(path)
+    texts = public_texts(desk.config.data_dir, release.round_id)
     some = random.Random(0).sample(range(len(texts)), min(SAMPLES, len(texts)))  # noqa: S311 - a sample, no secret
     return [(number + 1, texts[number][:300]) for number in sorted(some)]
 

@@ -254,5 +254,5 @@ def test_the_examples_differ_from_what_is_tested_here_in_paths_and_numbers_only(
     known = {**SPEC, **MERGE}
     for path in examples.glob("fuse-*.yaml"):
         extra = set(yaml.safe_load(path.read_text())) - known.keys()
-        of_pairs = {"pairs", "held_out", "judge", "beta"}  # tested in test_local_pairs.py
+        of_pairs = {"pairs", "preference"}  # tested in test_local_pairs.py
         assert extra <= {"loss", "routing", "distill_weight", "controls", "seed", *of_pairs}

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from cofuse.cli import app
 from cofuse.round_start import Kind, starting_spec
 from protos.spec import RoundSpec, TrainingSpec, load_spec
+from protos.spec_parts import PreferenceSpec
 
-KINDS: tuple[Kind, ...] = ("logits", "weights")
+KINDS: tuple[Kind, ...] = ("logits", "weights", "pairs")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -26,10 +27,12 @@ def test_it_is_a_spec_as_it_stands(kind: Kind, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_commented_key_is_one_and_shows_its_default(kind: Kind) -> None:
     text = starting_spec(kind, name="a", pivot="pivot-3", participants=["x", "y"])
-    found = re.findall(r"^( *)# ([a-z_]+):(.*?)(?:  .*)?$", text, re.MULTILINE)
+    found = re.findall(r"^( *)#( +)([a-z_]+):(.*?)(?:  .*)?$", text, re.MULTILINE)
     assert len(found) > 5
-    for indent, key, value in found:
-        model = TrainingSpec if indent else RoundSpec
+    for indent, deep, key, value in found:
+        if key == "preference":  # its keys follow
+            continue
+        model = TrainingSpec if indent else PreferenceSpec if len(deep) > 1 else RoundSpec
         field = model.model_fields[key]
         told = yaml.safe_load(value.partition("#")[0])
         if not isinstance(told, dict) and key != "quorum":

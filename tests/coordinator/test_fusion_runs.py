@@ -32,7 +32,7 @@ def test_leave_one_out_is_a_run_without_each_source() -> None:
     assert len(plan(spec(controls=("leave_one_out",)), ("a",))) == 1  # nobody is left
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", sorted(CONTROLS.keys() - {"dpo"}))
 def test_a_control_differs_from_the_pivots_run_in_what_it_names_alone(control: str) -> None:
     asked = spec(controls=(control,), distill_weight=0.7)
     ours = settings_of(asked)

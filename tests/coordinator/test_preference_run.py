@@ -15,7 +15,7 @@ from fusion.models import ModelSpec, build_model, train_tokenizer
 from fusion.pair_file import read_pairs
 from fusion.pair_scores import PreferenceError, write_scores
 from fusion.pair_scoring import score_pairs
-from protos.pair_spec import PairSpec
+from protos.spec import RoundSpec
 
 CODES = [f"A{n}" for n in range(8)]
 ROWS = [
@@ -27,9 +27,10 @@ SPEC: dict[str, Any] = {
     "name": "x",
     "pivot": "pivot-0",
     "participants": ("one", "two"),
+    "kind": "pairs",
     "method": "preference",
     "pairs": "sha256:" + "0" * 64,
-    "held_out": 0.25,
+    "preference": {"held_out": 0.25},
     "controls": ("dpo",),
     "training": {"steps": 3, "batch_size": 2, "lr": 0.003, "warmup_steps": 1},
 }
@@ -46,7 +47,7 @@ def model(seed: int) -> Any:
 def job(tmp_path: Path) -> FuseJob:
     lines = [json.dumps(row) for row in ROWS]
     (tmp_path / "pairs.jsonl").write_text("\n".join([*lines, "{broken", lines[0]]))
-    pairs = read_pairs(tmp_path / "pairs.jsonl", TOKENIZER, 256).pairs
+    pairs = read_pairs(tmp_path / "pairs.jsonl").pairs
     for seed, name in enumerate(("one", "two"), start=1):
         scores = score_pairs(model(seed), TOKENIZER, pairs)
         write_scores(tmp_path / name, scores, pairs, model_sha256="a" * 64)
@@ -54,7 +55,7 @@ def job(tmp_path: Path) -> FuseJob:
         directory=tmp_path,
         round_id="local",
         pivot_name="x",
-        spec=PairSpec.model_validate(SPEC),
+        spec=RoundSpec.model_validate(SPEC),
         pivot_files={},
         contributions={name: tmp_path / name for name in ("one", "two")},
         reports={},
@@ -103,8 +104,9 @@ def test_scores_of_other_pairs_are_refused(job: FuseJob) -> None:
 
 def test_the_specs_numbers_reach_the_run() -> None:
     words = {"beta": 0.5, "offset": 2.0, "fusion": "mean", "clip": False, "length": "none"}
-    more = {"judge": "experts", "precision": "fp8", "seed": 7}
-    found = settings_of(PairSpec.model_validate({**SPEC, **words, **more}))
-    for key, value in (words | {"judge": "experts", "fp8": True, "batch_size": 2}).items():
+    words["judge"] = "experts"
+    more = {"preference": words, "precision": "fp8", "seed": 7}
+    found = settings_of(RoundSpec.model_validate({**SPEC, **more}))
+    for key, value in (words | {"fp8": True, "batch_size": 2}).items():
         assert getattr(found, key) == value
     assert (found.train.steps, found.train.lr, found.train.seed) == (3, 0.003, 7)

@@ -176,7 +176,7 @@ def test_the_opener_removes_what_it_opened_whatever_it_finds(hub: Hub) -> None:
         "spec": SPEC.model_dump_json(),
         "pivot_sha256": "0" * 64,
         "weights": str(hub.root / "weights"),
-        "prompts": str(hub.root / "prompts"),
+        "public_set": str(hub.root / "prompts"),
     }
     worker = Worker.at(hub.folder)
     assert "refused" in answer(worker, asked)

@@ -56,9 +56,9 @@ def test_the_source_that_knows_better_moves_the_reference() -> None:
         "errs": scores([-8.0, -8.0], [-2.0] * 2),
     }
     told = judgement(pivot, sources, settings())
-    assert told["knows"] == {"agrees": 1, "margin": 3, "stronger": 1, "share": 1}
-    assert told["errs"] == {"agrees": 0, "margin": -3, "stronger": 0, "share": 0}
+    assert told["knows"] == {"agrees": 1, "margin": 3, "stronger": 1, "share": 1, "turned": 1}
+    assert told["errs"] == {"agrees": 0, "margin": -3, "stronger": 0, "share": 0, "turned": 1}
     # Its word against the file's: the better answer is the one that the sources say.
     turned = judgement(pivot, {"errs": sources["errs"]}, settings(judge="experts"))
-    assert turned["errs"] == {"agrees": 0, "margin": -3, "stronger": 1, "share": 1}
+    assert turned["errs"] == {"agrees": 0, "margin": -3, "stronger": 1, "share": 1, "turned": 1}
     assert judgement(pivot, {}, settings()) == {}

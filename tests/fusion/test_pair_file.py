@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fusion.models import train_tokenizer
 from fusion.pair_file import ALL, PairFile, counts, read_pairs, share_by_domain
 from fusion.pair_scores import PreferenceError, PreferencePair
+from fusion.pair_tokens import readable
 
 TOKENIZER = train_tokenizer(["A valve narrows."] * 3, 260)
 GOOD = {"prompt": "A valve", "chosen": " narrows.", "rejected": " sings."}
@@ -40,13 +41,14 @@ def write(path: Path, *lines: bytes | dict[str, Any]) -> Path:
 def test_every_line_that_cannot_be_used_is_counted_under_its_reason(tmp_path: Path) -> None:
     last = {"prompt": "", "chosen": "a", "rejected": "b", "domain": "heart", "more": 1}
     path = write(tmp_path / "pairs.jsonl", GOOD, b"", *(line for line, _ in BAD), last)
-    found = read_pairs(path, TOKENIZER, 64)
+    found, _ = readable(path, TOKENIZER, 64)
     assert found.pairs == [PreferencePair(**GOOD), PreferencePair("", "a", "b")]
     assert found.domains == [ALL, "heart"]
     wanted: dict[str, list[int]] = {}
     for number, (_, reason) in enumerate(BAD, start=3):
         wanted.setdefault(reason, []).append(number)
     assert found.skipped == wanted
+    assert found.lines == [1, 3 + len(BAD)]
     assert sum(counts(found.skipped).values()) == len(BAD)
     assert next(iter(counts(found.skipped))) in {
         "no JSON",
@@ -60,22 +62,33 @@ def test_a_file_without_a_usable_pair_is_refused_with_the_first_line_of_each_rea
     path = write(tmp_path / "pairs.jsonl", b"{", {**GOOD, "chosen": ""}, b"{")
     says = r"no usable pair \(line 1: no JSON; line 2: an empty answer\), wanted lines of"
     with pytest.raises(PreferenceError, match=says):
-        read_pairs(path, TOKENIZER, 64)
+        read_pairs(path)
     with pytest.raises(PreferenceError, match="it is empty"):
-        read_pairs(write(tmp_path / "none.jsonl"), TOKENIZER, None)
+        read_pairs(write(tmp_path / "none.jsonl"))
 
 
 def test_a_pair_as_long_as_the_context_is_used(tmp_path: Path) -> None:
     pair = {"prompt": "", "chosen": "x", "rejected": "yyyy"}  # eos, four bytes, eos: five are read
     path = write(tmp_path / "pairs.jsonl", pair)
-    assert len(read_pairs(path, TOKENIZER, 5).pairs) == 1
+    assert len(readable(path, TOKENIZER, 5)[0].pairs) == 1
     with pytest.raises(PreferenceError, match="longer than the pivot can see"):
-        read_pairs(path, TOKENIZER, 4)
+        readable(path, TOKENIZER, 4)
+
+
+def test_every_model_finds_the_same_pairs_and_a_pivot_its_own_among_them(tmp_path: Path) -> None:
+    """Sources are asked about all; of their answers the pivot takes those that it can read."""
+    long = {**GOOD, "chosen": "x" * 99}
+    path = write(tmp_path / "pairs.jsonl", long, b"{", GOOD)
+    whole, (own, read) = read_pairs(path), readable(path, TOKENIZER, 64)
+    assert whole.pairs == [PreferencePair(**long), PreferencePair(**GOOD)]
+    assert (own.pairs, read, own.lines) == ([PreferencePair(**GOOD)], [False, True], [3])
+    assert whole.texts()[2:] == ["A valve narrows.", "A valve sings."]
+    assert list(whole.skipped) == ["no JSON"]
 
 
 def file_of(prompts: list[str]) -> PairFile:
     pairs = [PreferencePair(prompt, str(i), "no") for i, prompt in enumerate(prompts)]
-    return PairFile(pairs, [ALL] * len(pairs), {})
+    return PairFile(pairs, [ALL] * len(pairs), list(range(len(pairs))), {})
 
 
 @given(

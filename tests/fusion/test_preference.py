@@ -19,21 +19,21 @@ from fp8.train import TrainConfig, causal_lm_loss, packed_batches, train
 from fusion.byte_tables import byte_table
 from fusion.models import ModelSpec, build_model, encode_documents, encode_text, train_tokenizer
 from fusion.pair_scores import (
+    LEAST,
     PairScores,
     PreferenceError,
     PreferencePair,
     hash_pairs,
     read_scores,
+    rewrite_scores,
     write_scores,
 )
 from fusion.pair_scoring import score_pairs
 from fusion.preference import (
-    Fusion,
     Pairs,
     PreferenceSettings,
     _prepare,
     fuse_preferences,
-    fused_reference,
     preference_loss,
 )
 from tests.fusion import families
@@ -113,70 +113,6 @@ def test_the_gradient_is_that_of_finite_differences_and_goes_to_the_policy_only(
     assert (policy.grad[0] < 0).all()
     assert (policy.grad[1] > 0).all()
     assert fused.grad is None
-
-
-SOURCES = st.lists(st.lists(LOGS, min_size=3, max_size=3), min_size=1, max_size=4)
-FUSIONS: tuple[Fusion, ...] = ("mean", "max_margin")
-
-
-def both(
-    pivot: Tensor, yes: Tensor, no: Tensor, fusion: Fusion, *, clip: bool = True
-) -> tuple[Tensor, Tensor]:
-    return (
-        fused_reference(pivot[0], yes, chosen=True, fusion=fusion, clip=clip),
-        fused_reference(pivot[1], no, chosen=False, fusion=fusion, clip=clip),
-    )
-
-
-@pytest.mark.parametrize("fusion", FUSIONS)
-@given(SOURCES, st.lists(LOGS, min_size=3, max_size=3), st.randoms())
-def test_sources_may_come_in_any_order(
-    fusion: Fusion, sources: list[list[float]], pivot: list[float], random: Any
-) -> None:
-    shuffled = random.sample(sources, len(sources))
-    for clip in (True, False):
-        for chosen in (True, False):
-            one, two = (
-                fused_reference(
-                    numbers(*pivot),
-                    torch.tensor(rows, dtype=torch.float64),
-                    chosen=chosen,
-                    fusion=fusion,
-                    clip=clip,
-                )
-                for rows in (sources, shuffled)
-            )
-            assert torch.allclose(one, two, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("fusion", FUSIONS)
-@given(SOURCES, st.lists(LOGS, min_size=3, max_size=3), st.floats(0, 20))
-def test_a_source_weaker_than_the_pivot_is_the_pivot(
-    fusion: Fusion, sources: list[list[float]], pivot: list[float], worse: float
-) -> None:
-    base = numbers(*pivot)
-    rows = torch.tensor(sources, dtype=torch.float64)
-    yes, no = both(torch.stack([base, base]), rows, rows, fusion)
-    assert (yes >= base).all()
-    assert (no <= base).all()
-    for weak, chosen, mixed in ((base - worse, True, yes), (base + worse, False, no)):
-        alone = fused_reference(base, weak[None], chosen=chosen, fusion=fusion)
-        assert torch.equal(alone, base)
-        joined = fused_reference(base, torch.cat([rows, weak[None]]), chosen=chosen, fusion=fusion)
-        assert ((joined - base).abs() <= (mixed - base).abs() + 1e-12).all()
-        if fusion == "max_margin":
-            assert torch.equal(joined, mixed), "what is not farthest changes nothing"
-
-
-def test_max_margin_takes_the_farthest_source_of_each_side_for_itself() -> None:
-    base = torch.stack([numbers(-5.0), numbers(-5.0)])
-    yes, no = numbers(-4.0, -1.0, -9.5)[:, None], numbers(-9.0, -5.5, -1.5)[:, None]
-    assert [float(x) for x in both(base, yes, no, "max_margin")] == [-1.0, -9.0]
-    assert [float(x) for x in both(base, yes, no, "max_margin", clip=False)] == [-9.5, -9.0]
-    assert float(both(base, yes, no, "mean")[0]) == pytest.approx(-5 + 5 / 3)
-    assert float(both(base, yes, no, "mean", clip=False)[0]) == pytest.approx(-14.5 / 3)
-    none = torch.empty((0, 1), dtype=torch.float64)
-    assert both(base, none, none, "mean") == (base[0], base[1])
 
 
 def nats(net: PreTrainedModel, prompt: list[int], response: list[int]) -> float:
@@ -308,6 +244,21 @@ def test_the_pivot_comes_to_prefer_what_only_the_expert_knows() -> None:
     assert prefers_right(stubborn, TOKENIZER) == known
 
 
+def test_a_liar_among_three_who_know_does_not_turn_the_pivot() -> None:
+    """Although the sources are the judges, and it claims as much as a file may hold."""
+    base = score_pairs(model(), TOKENIZER, PAIRS)
+    yes, no = base.chosen_tokens, base.rejected_tokens
+    sources = {
+        name: PairScores(base.chosen_logp + nats * yes, yes, base.rejected_logp - nats * no, no)
+        for name, nats in (("a", 0.4), ("b", 0.5), ("c", 0.6))
+    }
+    sources["liar"] = PairScores(LEAST * yes, yes, 0.0 * no, no)
+    pivot = model()
+    how = PreferenceSettings(train=config(20), batch_size=4, judge="experts")
+    fuse_preferences(pivot, TOKENIZER, PAIRS, sources, how)
+    assert prefers_right(pivot, TOKENIZER) == [True] * 4
+
+
 def test_pieces_of_a_batch_train_as_the_whole_and_a_resumed_run_as_one(tmp_path: Path) -> None:
     pivot, scores = model(), {"a": score_pairs(model(seed=1), TOKENIZER, PAIRS)}
 
@@ -393,13 +344,19 @@ def made_up(rows: Sequence[tuple[float, int]]) -> PairScores:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.floats(-1e6, 0), st.integers(1, 10**6)), min_size=1, max_size=5))
+@given(st.lists(st.tuples(st.integers(-10_000, 0), st.integers(1, 5)), min_size=1, max_size=5))
 def test_scores_come_out_of_their_file_as_they_went_in(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, int]]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int]]
 ) -> None:
+    """But for what is finer than a hundredth of a nat, which does not leave."""
     path = tmp_path_factory.mktemp("scores") / "scores.json"
     pairs = [PreferencePair(str(i), "a", "b\u2603") for i in range(len(rows))]
-    wanted = made_up(rows)
+    wanted = made_up([(hundredths / 100, tokens) for hundredths, tokens in rows])
+    write_scores(path, wanted, pairs, model_sha256=SHA)
+    told = path.read_bytes()
+    finer = made_up([(min(0, hundredths + 0.3) / 100, n) for hundredths, n in rows])
+    write_scores(path, finer, pairs, model_sha256=SHA)
+    assert path.read_bytes() == told
     write_scores(path, wanted, pairs, model_sha256=SHA)
     found = read_scores(path, pairs)
     for name in ("chosen_logp", "chosen_tokens", "rejected_logp", "rejected_tokens"):
@@ -416,6 +373,12 @@ def test_scores_come_out_of_their_file_as_they_went_in(
         ("rejected_logp", "[-1,-1,-1,-1e999]", "finite"),
         ("rejected_logp", '[-1,-1,-1,"-1"]', "rejected_logp.3"),
         ("chosen_tokens", "[1,1,1,0]", "chosen_tokens.3"),
+        (
+            "rejected_logp",
+            "[-1,-1,-100.5,-1]",
+            "rejected of pair 2: found -100.5 nats for 1 tokens",
+        ),
+        ("chosen_tokens", "[1,1,99,1]", "chosen of pair 2: .* wanted at most 17 tokens"),
         ("chosen_tokens", "[1,1,1,true]", "chosen_tokens.3"),
         ("rejected_tokens", "[1,1,1,1.5]", "rejected_tokens.3"),
         ("rejected_tokens", "[1,1,1,1" + "0" * 40 + "]", "rejected_tokens.3"),
@@ -438,6 +401,27 @@ def test_a_file_of_scores_is_checked_to_the_last_number(
     path.write_text("{" + ",".join(f'"{name}":{v}' for name, v in content.items()) + "}")
     with pytest.raises(PreferenceError, match=says):
         read_scores(path, PAIRS)
+
+
+def test_a_draft_is_written_anew_only_if_it_is_of_the_model_and_the_tokens_asked_for(
+    tmp_path: Path,
+) -> None:
+    draft, out = tmp_path / "draft", tmp_path / "out"
+    write_scores(draft, made_up([(-1.0, 1)] * 4), PAIRS, model_sha256=SHA)
+    content = json.loads(draft.read_text())
+    content["chosen_logp"] = [-1.001234567, -0.0, -1, -1]  # what hides in digits and in signs
+    draft.write_text(json.dumps(dict(reversed(content.items())), indent=3))
+    asked: dict[str, Any] = {"model_sha256": SHA, "tokens": [(1, 1)] * 4}
+    rewrite_scores(draft, out, PAIRS, **asked)
+    assert "0012" not in out.read_text()
+    assert "-0.0" not in out.read_text()
+    assert read_scores(out, PAIRS).chosen_logp.tolist() == [-1.0, 0.0, -1.0, -1.0]
+    for change, says in (
+        ({"model_sha256": "b" * 64}, "another model"),
+        ({"tokens": [(1, 1)] * 3 + [(1, 2)]}, "other tokens"),
+    ):
+        with pytest.raises(PreferenceError, match=says):
+            rewrite_scores(draft, out, PAIRS, **{**asked, **change})
 
 
 def test_scores_are_of_these_pairs_in_this_order_and_bad_ones_are_not_written(

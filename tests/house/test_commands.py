@@ -62,12 +62,15 @@ def test_the_pages_show_most_of_the_commands() -> None:
     assert complaint(["round", "ls", "--al"])
 
 
-@pytest.mark.parametrize("name", ["logits-unified", "logits-pairwise", "weights", "weights-diloco"])
+@pytest.mark.parametrize(
+    "name", ["logits-unified", "logits-pairwise", "weights", "weights-diloco", "pairs-preference"]
+)
 def test_an_example_of_a_round_is_read_without_a_fault(name: str, tmp_path: Path) -> None:
     """With files of the reader's own."""
     spec = tmp_path / "round.yaml"
     spec.write_bytes((ROOT / "examples" / f"{name}.yaml").read_bytes())
     (tmp_path / "prompts.jsonl").write_text('{"text": "A stenosis."}\n')
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "A", "chosen": "b", "rejected": "c"}\n')
     (tmp_path / "evals.json").write_text('{"domains": {"heart": {"documents": ["A valve."]}}}')
     done = CliRunner().invoke(app, ["round", "check", str(spec)])
     assert done.exit_code == 0, done.stderr

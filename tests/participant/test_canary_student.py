@@ -22,7 +22,7 @@ from fusion.models import (
 )
 from participant import canary_student
 from participant.canaries import canaries, open_canaries, with_canaries
-from participant.canary_gate import RELEASE
+from participant.canary_gate import RECALL, RELEASE
 from participant.canary_student import StudentSettings, distil, log_likelihoods, measure, with_delta
 
 TEXTS = [f"the {word} knee was seen in the {word} clinic" for word in ("left", "right", "other")]
@@ -129,3 +129,5 @@ def test_the_child_answers_in_json_what_measure_finds(
     told = json.loads(capsys.readouterr().out)
     assert set(told) == {"release", "recall"}
     assert told["recall"]["planted"] == len(canaries(bytes(32), 5).planted)
+    # Scores of whole answers hold nothing to learn from; the expert's own answer bounds them.
+    assert set(measure({**asked, "kind": "pairs"})) == {RECALL}

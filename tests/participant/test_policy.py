@@ -26,10 +26,11 @@ TODAY = date(2026, 11, 22)
 SET, OTHER = "a" * 64, "b" * 64
 WEIGHTS = {"kind": "weights", "method": "merge"}
 GROW = {"grow": {"steps": 1, "lr": 0.1}}
+PAIRS = {"kind": "pairs", "method": "preference", "prompts": None, "pairs": f"sha256:{SET}"}
 ALL: dict[str, Any] = {
     "purpose": "radiology",
     "submitters": ("ada",),
-    "kinds": ("logits", "grown", "weights"),
+    "kinds": ("logits", "grown", "pairs", "weights"),
     "prompt_sets": (f"sha256:{SET}",),
     "not_after": TODAY,
 }
@@ -66,13 +67,13 @@ def policy(*rules: dict[str, Any]) -> Policy:
     )
 
 
-@pytest.mark.parametrize("spec", [{}, WEIGHTS, GROW])
+@pytest.mark.parametrize("spec", [{}, WEIGHTS, GROW, PAIRS])
 def test_an_empty_policy_lets_nothing_out(spec: dict[str, Any]) -> None:
     with pytest.raises(PolicyRefusalError, match=r"policy\.toml: no rule allows"):
         match(Policy(), assignment(**spec), TODAY)
 
 
-@pytest.mark.parametrize("spec", [{}, WEIGHTS, GROW])
+@pytest.mark.parametrize("spec", [{}, WEIGHTS, GROW, PAIRS])
 def test_what_one_rule_allows_is_allowed_by_that_rule(spec: dict[str, Any]) -> None:
     two = policy({"purpose": "oncology"}, {})
     assert match(two, assignment(**spec), TODAY) == two.allow[1]
@@ -123,7 +124,7 @@ def test_two_rules_that_both_fit_allow_nothing() -> None:
     kinds=st.sets(st.sampled_from(["logits", "grown", "weights"])),
     submitters=st.sets(st.sampled_from(["ada", "grace", "*"])),
     purpose=st.sampled_from(["radiology", "oncology", "*"]),
-    spec=st.sampled_from([{}, WEIGHTS, GROW]),
+    spec=st.sampled_from([{}, WEIGHTS, GROW, PAIRS]),
     by=st.sampled_from(["ada", "grace"]),
 )
 def test_taking_a_word_out_of_a_rule_never_allows_more(
@@ -142,6 +143,15 @@ def test_taking_a_word_out_of_a_rule_never_allows_more(
         assert not any(allows(submitters=submitters - {one}) for one in submitters)
 
 
+def test_pairs_that_no_rule_names_are_not_judged() -> None:
+    """Whether the spec or the file to be read names them."""
+    asked = assignment(read=None, **{**PAIRS, "pairs": f"sha256:{OTHER}"})
+    read = FileRef(name="pairs.jsonl", sha256=OTHER, size_bytes=1)
+    for one in (asked, assignment(**PAIRS).model_copy(update={"pairs": read})):
+        with pytest.raises(PolicyRefusalError, match="on these prompts"):
+            match(policy({}), one, TODAY)
+
+
 def test_weights_need_their_switch_besides_a_rule() -> None:
     with pytest.raises(ValueError, match="enabled is false"):
         Policy(allow=(Rule(**ALL),))
@@ -158,7 +168,7 @@ def test_what_init_writes_is_read_and_allows_nothing_until_kinds_are_named(tmp_p
     (rule,) = fresh.allow
     assert (rule.kinds, rule.approval, fresh.weights.enabled) == ((), "manual", False)
     assert (fresh.logits, fresh.prompts) == (LogitLimits(), PromptRules())
-    for spec in ({}, WEIGHTS, GROW):
+    for spec in ({}, WEIGHTS, GROW, PAIRS):
         with pytest.raises(PolicyRefusalError):
             match(fresh, assignment(purpose="general", **spec), TODAY)
     opened = read(tmp_path, POLICY.replace("kinds = []", 'kinds = ["logits"]'))

@@ -21,6 +21,14 @@ training:
 """
 
 
+PAIRS: dict[str, Any] = {
+    "kind": "pairs",
+    "method": "preference",
+    "pairs": "p.jsonl",
+    "prompts": None,
+}
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("[!fr]*.yaml")), ids=lambda p: p.stem)
 def test_every_example_is_a_valid_spec(path: Path) -> None:
     assert load_spec(path).participants
@@ -71,6 +79,20 @@ def test_an_unknown_key_below_training_is_named_too(tmp_path: Path) -> None:
         {"loss": "minced", "distill_weight": 0.5},
         {"rehearse": True},
         {"kind": "weights", "method": "merge", "grow": {"steps": 1, "lr": 0.1}},
+        {"kind": "pairs"},
+        {"method": "preference"},
+        {"kind": "pairs", "method": "preference", "prompts": None},
+        {"kind": "pairs", "method": "preference", "pairs": "p.jsonl"},
+        {"kind": "pairs", "method": "unified", "pairs": "p.jsonl", "prompts": None},
+        {"pairs": "p.jsonl"},
+        {"preference": {"beta": 0.1}},
+        {"controls": ("dpo",)},
+        {**PAIRS, "controls": ("sft",)},
+        {**PAIRS, "grow": {"steps": 1, "lr": 0.1}},
+        {**PAIRS, "rehearse": True},
+        {**PAIRS, "outer": "diloco"},
+        {**PAIRS, "training": {"steps": 1, "lr": 0.1, "seq_len": 64}},
+        {**PAIRS, "preference": {"held_out": 0.9}},
     ],
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any]) -> None:

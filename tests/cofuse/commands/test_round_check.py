@@ -97,6 +97,27 @@ def test_a_policy_that_is_named_is_asked_and_its_limit_is_said(spec: Path, tmp_p
     assert "top_k is 99, k_max allows 16" in check(wide, "--policy", kind, status=5).stderr
 
 
+def test_pairs_cost_the_tokens_of_both_answers_and_a_policy_must_name_them(
+    spec: Path, tmp_path: Path
+) -> None:
+    row = {"prompt": "An arrhythmia is", "chosen": " treated early.", "rejected": " seen."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n{\n")
+    asks = {"kind": "pairs", "method": "preference", "prompts": None, "pairs": "pairs.jsonl"}
+    path = write(tmp_path / "pairs.yaml", **asks)
+    done = check(path)
+    assert "pairs: 2 answers, 21 bytes" in done.stdout
+    assert "skipped 1: no JSON (line 2)" in done.stderr
+    tokenizer = train_tokenizer(TEXTS * 20, 320)
+    tokenizer.save_pretrained(tmp_path / "model")
+    cost = told(check(path, "--tokenizer", tmp_path / "model", "--json").stdout)["cost"]
+    ids = sum(len(tokenizer(row[key]).input_ids) + 1 for key in ("chosen", "rejected"))
+    assert cost["positions"] == [ids, ids]
+    logits = policy_at(tmp_path / "kind.toml")
+    assert "no rule allows pairs" in check(path, "--policy", logits, status=5).stderr
+    logits.write_text(logits.read_text().replace('["logits"]', '["pairs"]'))
+    assert "allows it by rule 1" in check(path, "--policy", logits).stdout
+
+
 def test_what_the_usual_limits_would_refuse_is_said_unasked(spec: Path, tmp_path: Path) -> None:
     assert "usual limits" not in check(spec).stdout
     wide = check(write(tmp_path / "wide.yaml", top_k=99))

@@ -178,6 +178,26 @@ def test_a_pivot_comes_home_whole(world: World) -> None:
     assert json.loads(client.get("/evals/pivot-0.json").content) == EVALS
 
 
+def test_a_pivot_of_preferences_is_measured_and_says_who_was_turned_down(world: World) -> None:
+    judged = {"agrees": 0.9, "margin": 0.25, "stronger": 0.5, "share": 0.75, "turned": 1.0}
+    loud = {**judged, "agrees": 0.1, "turned": 0.0125}
+    held_out = {"base": {"cardio": 0.5}, "preference": {"cardio": 0.75}}
+    evals = {
+        "pivot": "preference",
+        "preference": held_out,
+        "pairs": {"held_out": {"cardio": 40}},
+        "credit": {"judgement": {"north": judged, "st-mary": loud}},
+    }
+    world.pivot("pivot-0", b"weights", evals=evals)
+    page = world.browser("ada").get("/evals").text
+    assert "Held-out pairs whose chosen answer it prefers" in page
+    assert "95 % interval" in page
+    assert "0.0125</strong>" in page
+    training = {"steps": 3, "lr": 0.1, "batch_size": 4, "seq_len": 128}
+    round_id = world.round(kind="pairs", method="preference", training=training)
+    assert "3 steps of 4 pairs" in world.browser("ada").get(f"/rounds/{round_id}").text
+
+
 def test_the_list_filters_and_says_what_waits(world: World) -> None:
     waiting, over = world.round(), world.round()
     post(world.browser("grace"), f"/rounds/{over}/cancel")

@@ -58,6 +58,10 @@ def test_shares_of_questions_have_intervals_and_what_is_no_share_has_none() -> N
     assert low < 0.25 < high
     # Unknown numbers of questions, the mean, and an expert's word that cannot be.
     assert [*told["unified"][1:], *told["expert:a"]] == [None] * 5
+    pairs = {"pairs": {"held_out": {"exam": 40, "other": 4}}, "preference": scores}
+    judged = heat({"pivot": "unified", **pairs}, "preference")
+    assert judged is not None
+    assert judged.rows[0]["cells"][0]["interval"] == (low, high)
     bits = heat({**found, "bpb": {"unified": {"exam": 0.5}}}, "bpb")
     assert bits is not None
     assert bits.rows[0]["cells"][0]["interval"] is None
