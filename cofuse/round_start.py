@@ -27,6 +27,7 @@ controls: [sft]          # the same text and steps without the experts, reported
 
 # How the pivot learns from them; these are the defaults.
 # loss: span_kl          # or p_kl, and as published: infifusion, infigfusion, uld, minced, gold
+# apart: false           # true: short prompts, such as questions, are read each on its own
 # routing: posterior     # whom to listen to, by position; or document, static, uniform
 # distill_weight: 0.7    # share of the distillation loss; the rest is the text itself
 # ship_share: 1.0        # below 1: only positions at which the expert beats the pivot most

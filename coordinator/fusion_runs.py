@@ -58,6 +58,7 @@ def settings_of(
         train=TrainConfig(**training.schedule(spec.seed)),
         batch_size=training.batch_size,
         seq_len=training.seq_len,
+        apart=spec.apart,
         loss=spec.loss,
         routing=spec.routing,
         gate_nats=spec.gate_nats,

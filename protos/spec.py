@@ -97,6 +97,9 @@ class RoundSpec(Strict):
     draws: int = Field(default=50, ge=1, le=255)
     """Draws per position (samples)."""
     loss: LossName = "span_kl"
+    apart: bool = False
+    """Of short prompts, such as questions: the pivot reads each on its own and whole, as the
+    experts do. Else they follow one another, and windows of training.seq_len cut them anywhere."""
     routing: RoutingName = "posterior"
     max_share: float | None = Field(default=None, gt=0, le=1)
     """The most of the routing that one source may have; None: fusion's own default."""
@@ -156,6 +159,10 @@ class RoundSpec(Strict):
             (
                 self.method != "unified" and self.merge == "fisher" and self.prompts is None,
                 "merge: fisher measures each source on a public prompt set; give its file",
+            ),
+            (
+                self.apart and self.kind != "logits",
+                f"apart: the pivot reads no prompts in a {self.kind} round; leave it out",
             ),
             (
                 self.grow is not None and self.kind != "logits",

@@ -51,3 +51,5 @@ def test_the_specs_numbers_reach_the_run() -> None:
     assert (found.routing, found.max_share, found.gate_nats) == ("document", 0.4, 1.5)
     assert found.fp8
     assert found.distill_weight == 0.9
+    assert settings_of(spec(apart=True)).apart
+    assert not found.apart

@@ -79,6 +79,7 @@ def test_an_unknown_key_below_training_is_named_too(tmp_path: Path) -> None:
         {"loss": "minced", "distill_weight": 0.5},
         {"rehearse": True},
         {"kind": "weights", "method": "merge", "grow": {"steps": 1, "lr": 0.1}},
+        {"kind": "weights", "method": "merge", "apart": True},
         {"kind": "pairs"},
         {"method": "preference"},
         {"kind": "pairs", "method": "preference", "prompts": None},
