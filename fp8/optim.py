@@ -24,6 +24,7 @@ from fp8.moments import round_stochastically
 from fp8.optim_state import (
     State,
     StateBytes,
+    check_settings,
     check_state,
     has_codes,
     local_tensor,
@@ -86,7 +87,7 @@ class Float8AdamW(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own; what is not given is as for the others."""
-        _check_settings({**self.defaults, **param_group})
+        check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             for p in self.param_groups[-1]["params"]:
@@ -291,18 +292,3 @@ def _check_gradients(groups: list[dict[str, Any]]) -> None:
 
 def _has_finite_norm(grads: list[Tensor]) -> bool:
     return math.isfinite(float(torch.nn.utils.get_total_norm(grads)))
-
-
-def _check_settings(group: Mapping[str, Any]) -> None:
-    rules = {
-        "lr": 0 <= group["lr"] < math.inf,
-        "betas": len(group["betas"]) == 2 and all(0 <= beta < 1 for beta in group["betas"]),
-        "eps": 0 < group["eps"] < math.inf,
-        "weight_decay": 0 <= group["weight_decay"] < math.inf,
-        "moments": group["moments"] in ("float8", "float32"),
-        "master": group["master"] in ("float32", "bfloat16_stochastic"),
-        "quantize_after": group["quantize_after"] >= 0,
-    }
-    for name, holds in rules.items():
-        if not holds:
-            raise ValueError(f"Float8AdamW: {name} is {group[name]!r}: out of range")

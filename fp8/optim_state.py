@@ -1,10 +1,11 @@
-"""The state of one parameter of Float8AdamW: how it starts, becomes codes, is checked and weighed.
+"""The settings of Float8AdamW, and a parameter's state: how it starts, becomes codes, is weighed.
 
 A state is plain tensors: step; exp_avg and exp_avg_sq, float32 or codes with exp_avg_scale and
 exp_avg_sq_scale beside them; master, for a bfloat16 parameter that has one. Codes are uint8, which
 pickle and every collective know; those of 8-bit floats are foreign to both.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -116,3 +117,19 @@ def check_state(p: Tensor, state: Mapping[str, Tensor]) -> None:
             f"the optimizer state of a parameter of shape {tuple(shape)} has {key} of shape {has}; "
             f"wanted {needs}; load the state of the same model and the same number of processes"
         )
+
+
+def check_settings(group: Mapping[str, Any]) -> None:
+    """Refuse a setting that is out of range. Raises: ValueError that names it."""
+    rules = {
+        "lr": 0 <= group["lr"] < math.inf,
+        "betas": len(group["betas"]) == 2 and all(0 <= beta < 1 for beta in group["betas"]),
+        "eps": 0 < group["eps"] < math.inf,
+        "weight_decay": 0 <= group["weight_decay"] < math.inf,
+        "moments": group["moments"] in ("float8", "float32"),
+        "master": group["master"] in ("float32", "bfloat16_stochastic"),
+        "quantize_after": group["quantize_after"] >= 0,
+    }
+    for name, holds in rules.items():
+        if not holds:
+            raise ValueError(f"Float8AdamW: {name} is {group[name]!r}: out of range")
