@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cofuse.evals import Evals
 from cofuse.sdk_rows import Event, Pivot, Round
-from fusion.public_files import READERS
+from fusion.public_files import READERS, check_public
 from protos.spec import RoundSpec, SpecError, first_message
 from protos.v1 import transfer_pb2
 from protos.v1.transfer_pb2 import ArtifactKind
@@ -65,11 +65,12 @@ def pinned(spec: RoundSpec, folder: Path, upload: Callable[[Path, ArtifactKind],
     Raises: PublicSetError, and what `upload` raises.
     """
     digests = {}
-    for field, (read, kind) in READERS.items():
+    for field in READERS:
         value = getattr(spec, field)
         if value is not None and not value.startswith("sha256:"):
             path = folder / value
-            read(path)  # its errors name file and line, which the other side cannot
+            # Its errors name file and line, which the other side cannot.
+            kind = check_public(spec, field, path)
             digests[field] = f"sha256:{upload(path, getattr(transfer_pb2, kind))}"
     return spec.model_copy(update=digests)
 

@@ -40,7 +40,7 @@ from fusion.scoreboard import scores_of
 from protos.files import flush
 from protos.messages import Report
 from protos.process import PARENT_VARIABLE, die_with_parent
-from protos.public_sets import read_evals, read_prompt_set
+from protos.public_sets import PublicSetError, read_evals, read_prompt_set
 from trust.walls import enter
 
 PIVOT_MODEL: Final = {
@@ -263,6 +263,9 @@ def main(argv: list[str]) -> int:
         except BrokenProcessPool:
             sys.stderr.write("a training run was killed; the machine may lack memory\n")
             return TRY_AGAIN
+        except PublicSetError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

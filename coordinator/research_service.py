@@ -18,7 +18,7 @@ from coordinator.rounds import FINAL, Event, IllegalTransitionError
 from coordinator.signing import Signer
 from coordinator.store import PivotRow, RoundRow, Store
 from coordinator.why import explain, seen_of
-from fusion.public_files import READERS
+from fusion.public_files import READERS, check_public
 from protos.errors import CofuseError, abort
 from protos.messages import FileRef
 from protos.public_sets import PublicSetError
@@ -241,9 +241,9 @@ class ResearchService(research_pb2_grpc.ResearchServicer):
             unknown = sorted(set(spec.participants) - set(self._store.participants()))
             if unknown:
                 raise CofuseError("unknown_participant", f"nobody joined as {', '.join(unknown)}")
-            for key, (read, kind) in READERS.items():
+            for key, (_, kind) in READERS.items():
                 if pinned := getattr(spec, key):
-                    read(self._need(pinned.removeprefix("sha256:"), kind))
+                    check_public(spec, key, self._need(pinned.removeprefix("sha256:"), kind))
         except (SpecError, PublicSetError) as error:
             raise CofuseError("bad_spec", str(error).rstrip(".")) from error
         return spec

@@ -149,6 +149,7 @@ def _asked_about(spec: "RoundSpec", file: Path) -> list[str]:
     if spec.kind != "pairs":
         return read_prompts(file)
     found = read_pairs(file)
+    found.held_out(spec.preference.held_out, spec.seed)  # raises when it leaves none to learn from
     for reason, number in counts(found.skipped).items():
         say(f"{file}: skipped {number}: {reason} (line {found.skipped[reason][0]})")
     return [answer for pair in found.pairs for answer in (pair.chosen, pair.rejected)]

@@ -150,6 +150,9 @@ def test_pairs_that_no_rule_names_are_not_judged() -> None:
     for one in (asked, assignment(**PAIRS).model_copy(update={"pairs": read})):
         with pytest.raises(PolicyRefusalError, match="on these prompts"):
             match(policy({}), one, TODAY)
+    # A second file beside the one that the kind asks about is not what the budget is charged for.
+    both = assignment().model_copy(update={"pairs": read})
+    assert both.public_set == both.prompts
 
 
 def test_weights_need_their_switch_besides_a_rule() -> None:

@@ -101,16 +101,21 @@ def test_pairs_cost_the_tokens_of_both_answers_and_a_policy_must_name_them(
     spec: Path, tmp_path: Path
 ) -> None:
     row = {"prompt": "An arrhythmia is", "chosen": " treated early.", "rejected": " seen."}
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n{\n")
+    other = json.dumps({**row, "prompt": "A stenosis is"})
+    (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(row)}\n{{\n{other}\n")
     asks = {"kind": "pairs", "method": "preference", "prompts": None, "pairs": "pairs.jsonl"}
     path = write(tmp_path / "pairs.yaml", **asks)
     done = check(path)
-    assert "pairs: 2 answers, 21 bytes" in done.stdout
+    assert "pairs: 4 answers, 42 bytes" in done.stdout
     assert "skipped 1: no JSON (line 2)" in done.stderr
     tokenizer = train_tokenizer(TEXTS * 20, 320)
     tokenizer.save_pretrained(tmp_path / "model")
+    kept = [json.dumps(row), other]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(kept[:1]))
+    assert "leaves none to learn from" in check(path, status=2).stderr
+    (tmp_path / "pairs.jsonl").write_text("\n".join(kept))
     cost = told(check(path, "--tokenizer", tmp_path / "model", "--json").stdout)["cost"]
-    ids = sum(len(tokenizer(row[key]).input_ids) + 1 for key in ("chosen", "rejected"))
+    ids = 2 * sum(len(tokenizer(row[key]).input_ids) + 1 for key in ("chosen", "rejected"))
     assert cost["positions"] == [ids, ids]
     logits = policy_at(tmp_path / "kind.toml")
     assert "no rule allows pairs" in check(path, "--policy", logits, status=5).stderr
