@@ -87,7 +87,7 @@ def test_no_wording_is_used_twice() -> None:
         told = [*wording.private, *wording.public, wording.asked]
         assert len(set(told)) == len(told)
         assert all(text.count("{q}") == 1 for text in told)
-        assert len(wording.public) == 4
+        assert len(wording.public) == 6
         assert len(wording.private) == 3
 
 
