@@ -270,6 +270,17 @@ def test_what_was_found_at_other_sizes_is_not_believed(on_a_tiny_model: Path) ->
     assert fusion_real_jobs.run(wider)[1]["accuracy"] == found["accuracy"]
 
 
+def test_only_what_fuses_is_done_again_for_another_fusion() -> None:
+    sizes = fusion_real_sizes.Sizes()
+    changed = replace(sizes, fusion_steps=9, apart=False)
+    again = [
+        what
+        for what in fusion_real.NEEDS
+        if fusion_real_sizes.sizes_of(what, sizes) != fusion_real_sizes.sizes_of(what, changed)
+    ]
+    assert again == ["pivot", "sft", "pivot_other_tokenizer", "sft_other_tokenizer"]
+
+
 def test_a_model_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fusion_real.main(["--only", "pivott"])
