@@ -6,13 +6,14 @@ process can go on with them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ from benchmarks.fusion_real_models import (
     save_adapters,
     transplant,
 )
-from benchmarks.fusion_real_sizes import EXPERTS, Sizes
+from benchmarks.fusion_real_sizes import EXPERTS, Sizes, sizes_of
 from fp8.train import Progress, TrainConfig, causal_lm_loss, packed_batches, train
 from fusion.codec import LogitFile
 from fusion.evaluate import bits_per_byte, choice_accuracy
@@ -96,17 +97,18 @@ Scores = dict[str, dict[str, float]]
 
 
 def run(job: Job) -> tuple[Job, Scores]:
-    """Do one job, or read what an earlier run of it has found at the same sizes."""
-    note, sizes = job.path(".json"), asdict(job.sizes)
+    """Do one job, or read what an earlier run of it has found at the same sizes and prompts."""
+    note, texts = job.path(".json"), texts_of(job.seed, job.sizes)
+    prompts = hashlib.sha256("\n".join(texts.prompts).encode()).hexdigest()
+    made_of = {"sizes": sizes_of(job.what, job.sizes), "prompts_sha256": prompts}
     if note.is_file():
         kept = json.loads(note.read_text())
-        if kept["sizes"] == sizes:
+        if kept.get("made_of") == made_of:
             return job, kept["scores"]
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
     torch.manual_seed(job.seed)
     began_s, cpu_s = time.perf_counter(), time.process_time()
-    texts = texts_of(job.seed, job.sizes)
     model, tokenizer = _JOBS[job.what.partition(":")[0]](job, texts)
     made_s = time.perf_counter() - began_s
     accuracy = {
@@ -125,7 +127,7 @@ def run(job: Job) -> tuple[Job, Scores]:
             "cpu": time.process_time() - cpu_s,
         },
     }
-    note.write_text(json.dumps({"sizes": sizes, "scores": scores}))
+    note.write_text(json.dumps({"made_of": made_of, "scores": scores}))
     return job, scores
 
 
@@ -193,7 +195,7 @@ def _fuse(job: Job, texts: Texts) -> Made:
         train=_schedule(sizes.fusion_steps, sizes.lr, job.seed),
         batch_size=sizes.fusion_tokens // sizes.window,
         seq_len=sizes.window,
-        apart=True,
+        apart=sizes.apart,
         loss="none" if method == "sft" else "span_kl",
         distill_weight=sizes.distill_weight,
         alm_weight=sizes.alm_weight,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 
@@ -26,7 +26,7 @@ EXPERTS: Final[Mapping[str, ExpertSettings]] = {
 class Sizes:
     """Everything that has a size, fixed before any seed but 0 was run.
 
-    A job done at other sizes is done again.
+    A job done at other sizes, of those that it reads, is done again.
     """
 
     facts: int = 25
@@ -55,3 +55,17 @@ class Sizes:
     alm_weight: float = 0.1
     decay: float = 1.0
     """The documents are short: all of one speaks for its expert."""
+    apart: bool = True
+    """Whole documents side by side, each read on its own, as the experts and the questions are."""
+
+
+_OF_FUSION: Final = (
+    *("fusion_steps", "fusion_tokens", "window", "lr", "scale"),
+    *("distill_weight", "alm_weight", "decay", "apart"),
+)
+
+
+def sizes_of(what: str, sizes: Sizes) -> dict[str, float]:
+    """Return the sizes that a job reads, by name: what fuses is nothing to experts and bases."""
+    fuses = what.startswith(("pivot", "sft"))
+    return {name: x for name, x in asdict(sizes).items() if fuses or name not in _OF_FUSION}

@@ -86,7 +86,7 @@ def test_no_wording_is_used_twice() -> None:
         told = [*wording.private, *wording.public, wording.asked]
         assert len(set(told)) == len(told)
         assert all(text.count("{q}") == 1 for text in told)
-        assert len(wording.public) == 4
+        assert len(wording.public) == 6
         assert len(wording.private) == 3
 
 
@@ -261,6 +261,17 @@ def test_what_was_found_at_other_sizes_is_not_believed(on_a_tiny_model: Path) ->
     assert fusion_real_jobs.run(job)[1]["accuracy"]["pharmacy"] == 7
     wider = replace(job, sizes=replace(sizes, top_k=17))
     assert fusion_real_jobs.run(wider)[1]["accuracy"] == found["accuracy"]
+
+
+def test_only_what_fuses_is_done_again_for_another_fusion() -> None:
+    sizes = fusion_real_sizes.Sizes()
+    changed = replace(sizes, fusion_steps=9, apart=False)
+    again = [
+        what
+        for what in fusion_real.NEEDS
+        if fusion_real_sizes.sizes_of(what, sizes) != fusion_real_sizes.sizes_of(what, changed)
+    ]
+    assert again == ["pivot", "sft", "pivot_other_tokenizer", "sft_other_tokenizer"]
 
 
 def test_a_model_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
