@@ -42,6 +42,8 @@ class Seen:
     """What its audit chain did that no chain does; empty: nothing."""
     awaiting: frozenset[str] = frozenset()
     """Rounds whose finished releases wait for a person there."""
+    doubled: bool = False
+    """Whether attendances of its name keep taking each other's place."""
 
 
 def seen_of(
@@ -63,6 +65,7 @@ def seen_of(
                 free_bytes=beat.free_disk_bytes,
                 skew_ms=beat.clock_skew_ms,
                 awaiting=beat.awaiting,
+                doubled=beat.doubled,
             )
     return found
 
@@ -167,6 +170,12 @@ def _trouble(name: str, seen: Seen | None, now: int) -> Finding | None:
         last = f"was last seen {since}" if since else "has not been seen since the start"
         do = "start it there (cofuse participant up), and check its network to the coordinator"
         return Finding(f"{name} is not connected; it {last}", do)
+    if seen.doubled:
+        do = (
+            "if a copy of its folder runs elsewhere, stop it there: a participant has one home; "
+            "if none does, look at its network, which drops its connection again and again"
+        )
+        return Finding(f"{name} attends twice: each connection takes the other's place", do)
     if seen.paused:
         return Finding(f"{name} is paused", "its operator resumes it: cofuse participant resume")
     if seen.free_bytes is not None and seen.free_bytes < LOW_DISK_BYTES:
