@@ -6,6 +6,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+import protos  # noqa: F401 - before anything loads gRPC, whose core it silences
+
 if TYPE_CHECKING:
     from cofuse.async_sdk import AsyncCoordinator
     from cofuse.evals import Evals

@@ -7,8 +7,9 @@ with the next beats.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 BEAT_S: Final = 10
@@ -16,6 +17,10 @@ WAVE: Final = 64
 """Participants that may be on their way to the engine at once."""
 BEGIN_S: Final = 60.0
 """A summoned one that has begun nothing by then no longer keeps others from being summoned."""
+DOUBLED: Final = 5
+DOUBLED_S: Final = 600.0
+"""So many attendances within so long that took the place of one still here: two of them take turns,
+or one loses its connection again and again."""
 TICK_S: Final = 1.0
 DEBOUNCE_S: Final = 0.1
 
@@ -40,6 +45,8 @@ class Seen:
     """Of these, whose finished releases wait for a person there."""
     certificate_ends_unix_s: float = 0.0
     """Of the one it calls under; 0: not known."""
+    doubled: bool = False
+    """Whether attendances of its name keep taking each other's place; the roll knows, no beat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class Presence:
         self._attendees: dict[str, _Attendee] = {}
         self._asked: dict[str, set[str]] = {}  # participant -> rounds; in the order of asking
         self._summoned: dict[str, float] = {}  # participant -> since when
+        self._displaced: dict[str, deque[float]] = {}  # participant -> when, the last ones
         self._stop = threading.Event()
 
     # what the wire tells
@@ -93,6 +101,8 @@ class Presence:
         with self._lock:
             older = self._attendees.pop(name, None)
             self._attendees[name] = attendee
+            if older:
+                self._displaced.setdefault(name, deque(maxlen=DOUBLED)).append(self._clock())
             woken = self._fill()
         for wake in [*woken, *([older.notify] if older else [])]:
             wake()
@@ -183,7 +193,11 @@ class Presence:
     def attending(self) -> Mapping[str, Seen | None]:
         """Everybody here, with the last beat."""
         with self._lock:
-            return {name: attendee.seen for name, attendee in self._attendees.items()}
+            doubled = {name for name in self._displaced if self._is_doubled(name)}
+            return {
+                name: replace(one.seen, doubled=True) if one.seen and name in doubled else one.seen
+                for name, one in self._attendees.items()
+            }
 
     # what time brings
 
@@ -248,6 +262,10 @@ class Presence:
                 coming += 1
         changed = before ^ set(self._summoned)
         return [self._attendees[name].notify for name in changed if name in self._attendees]
+
+    def _is_doubled(self, name: str) -> bool:
+        times = self._displaced[name]
+        return len(times) == DOUBLED and self._clock() - times[0] < DOUBLED_S
 
     def _is_coming(self, name: str, since: float, now: float) -> bool:
         seen = self._attendees[name].seen

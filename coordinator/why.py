@@ -44,6 +44,8 @@ class Seen:
     """Rounds whose finished releases wait for a person there."""
     working: frozenset[str] = frozenset()
     """Rounds that it has taken and not answered."""
+    doubled: bool = False
+    """Whether attendances of its name keep taking each other's place."""
 
 
 def seen_of(
@@ -66,6 +68,7 @@ def seen_of(
                 skew_ms=beat.clock_skew_ms,
                 awaiting=beat.awaiting,
                 working=beat.working,
+                doubled=beat.doubled,
             )
     return found
 
@@ -176,6 +179,12 @@ def _trouble(name: str, seen: Seen | None, now: int) -> Finding | None:
         last = f"was last seen {since}" if since else "has not been seen since the start"
         do = "start it there (cofuse participant up), and check its network to the coordinator"
         return Finding(f"{name} is not connected; it {last}", do)
+    if seen.doubled:
+        do = (
+            "if a copy of its folder runs elsewhere, stop it there: a participant has one home; "
+            "if none does, look at its network, which drops its connection again and again"
+        )
+        return Finding(f"{name} attends twice: each connection takes the other's place", do)
     if seen.paused:
         return Finding(f"{name} is paused", "its operator resumes it: cofuse participant resume")
     if seen.free_bytes is not None and seen.free_bytes < LOW_DISK_BYTES:

@@ -2,3 +2,5 @@
 
 It dials out and listens on nothing.
 """
+
+import protos  # noqa: F401 - before anything loads gRPC, whose core it silences

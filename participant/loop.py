@@ -27,6 +27,7 @@ from participant.guard import AwaitingApprovalError, Guard
 from participant.hearing import Hearing
 from participant.line import Body, Line, PeerLostError
 from participant.policy import PolicyRefusalError
+from participant.sealer import unsealable
 from participant.spool import Entry, Spool
 from participant.status import StatusServer, paused
 from participant.work import Tell, Worker
@@ -82,6 +83,8 @@ class Program:
         """
         status = StatusServer(self._config.data_dir, self.status)
         status.open()
+        if words := unsealable(self._config):  # now, not after hours of work for a round
+            _LOG.warning("%s", words)
         self._line.start({("courier", "beat"): self._answer_beat}, self._heard.says())
         try:
             while not self._stop.is_set():

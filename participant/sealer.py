@@ -40,13 +40,7 @@ class Sealer:
 
         Raises: SealError when there is no key to seal to. KeyFileError, OSError.
         """
-        try:
-            recipient = load_recipient(public)
-        except (KeyFileError, OSError) as error:
-            raise SealError(
-                f"no key to seal to ({error}): get {RECIPIENT_FILE} from the operator, put it "
-                "beside ca.pem, and the round goes on when it is issued again"
-            ) from error
+        recipient = _recipient(public)
         if not private.exists():
             new_key(private)
         return cls(participant, recipient, load_private(private))
@@ -55,3 +49,22 @@ class Sealer:
         """Sign what `plain` is, and seal both to the fusion worker. Raises: SealError, OSError."""
         signed = release.model_copy(update={"key": raw_hex(self.key.public_key())})
         seal_file(plain, out, self.recipient, sign(signed, self.key))
+
+
+def unsealable(config: ParticipantConfig) -> str:
+    """Why nothing that is asked for could leave; empty: there is somebody to seal to."""
+    try:
+        _recipient(config.tls.ca.with_name(RECIPIENT_FILE))
+    except SealError as error:
+        return str(error)
+    return ""
+
+
+def _recipient(public: Path) -> Recipient:
+    try:
+        return load_recipient(public)
+    except (KeyFileError, OSError) as error:
+        raise SealError(
+            f"no key to seal to ({error}): get {RECIPIENT_FILE} from the operator, put it "
+            "beside ca.pem, and the round goes on when it is issued again"
+        ) from error

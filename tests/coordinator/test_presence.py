@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.presence import BEGIN_S, Presence, Seen
+from coordinator.presence import BEGIN_S, DOUBLED, DOUBLED_S, Presence, Seen
 
 NAMES = ["a", "b", "c", "d", "e"]
 
@@ -118,6 +118,35 @@ def test_a_round_that_is_over_is_told_to_those_who_work_on_it_and_only_once() ->
     assert roll.presence.call("a").ended == frozenset()
     roll.beat("a", working=["rnd-1"])  # dropped, and brought up again: told again
     assert roll.presence.call("a") != heard
+
+
+def test_two_that_keep_taking_each_others_place_are_named_until_one_is_gone() -> None:
+    roll = Roll()
+
+    def doubled() -> bool:
+        here = roll.presence.attending()["a"]
+        assert here is not None
+        return here.doubled
+
+    for _ in range(DOUBLED):
+        roll.arrive("a")  # the first takes nobody's place
+        roll.now += 30.0
+        assert not doubled()
+    roll.arrive("a")
+    assert doubled()
+    roll.now += DOUBLED_S
+    assert not doubled()
+
+
+def test_one_that_leaves_before_it_comes_back_is_not_two() -> None:
+    roll = Roll()
+    for _ in range(2 * DOUBLED):
+        roll.arrive("a")
+        roll.presence.leave("a", roll.here["a"])
+    roll.arrive("a")
+    here = roll.presence.attending()["a"]
+    assert here is not None
+    assert not here.doubled
 
 
 def test_a_beat_reads_no_round_and_names_those_that_are_to_be_read() -> None:

@@ -62,6 +62,7 @@ def test_a_round_that_waits_for_approval_says_who_and_how() -> None:
             "last seen at 19:13 UTC (3 h ago)",
             "network",
         ),
+        (replace(HERE, doubled=True), "b attends twice", "stop it there"),
         (replace(HERE, paused=True), "b is paused", "cofuse participant resume"),
         (replace(HERE, free_bytes=12 << 20), "12 MiB of free disk", "free some"),
         (replace(HERE, skew_ms=-600_000), "clock is off by -600 s", "set it there"),
