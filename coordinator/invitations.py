@@ -55,7 +55,8 @@ def join_words(config: CoordinatorConfig, role: str, token: str) -> str:
     words = f"cofuse join {config.reached_at(config.enroll_listen or '')} {token} FOLDER"
     if role != "participant":
         return words
-    at, usual = config.reached_at(config.listen), CoordinatorConfig.model_fields["listen"].default
+    at = config.reached_at(config.listen)
+    usual: str = CoordinatorConfig.model_fields["listen"].default
     other_port = at.rpartition(":")[2] != usual.rpartition(":")[2]
     return f"{words} --corpus NOTES.jsonl" + f" --coordinator {at}" * other_port
 
