@@ -16,7 +16,7 @@ import grpc
 
 from participant.durable import write_durably
 from protos.errors import CofuseError, remote_errors
-from protos.tls import CLIENT_OPTIONS
+from protos.tls import CLIENT_OPTIONS, reason
 from protos.v1 import enroll_pb2 as pb
 from protos.v1 import enroll_pb2_grpc
 from trust.ca import CERTIFICATE, KEY, REQUEST, new_identity
@@ -86,7 +86,7 @@ def _ask(address: str, call: Any, message: Any) -> Any:
         with remote_errors():
             return call(message, timeout=_CALL_S)
     except grpc.RpcError as error:
-        raise _unreached(address, error.details()) from error
+        raise _unreached(address, reason(error.details())) from error
 
 
 def _unreached(address: str, why: object) -> CofuseError:

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from protos.config import Address, StrictConfig, TlsConfig, read_toml
-from trust.identity import hosts_of
+from protos.config import Address, ConfigError, StrictConfig, TlsConfig, read_toml
+from trust.identity import IdentityError, hosts_of
 
 _LOOPBACK: Final = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}):[0-9]{1,5}")
 
@@ -141,10 +141,13 @@ class CoordinatorConfig(StrictConfig):
 
         It is the host listened on where our certificate has it, else the first one there that is
         not this machine's own; callers refuse all others.
-        Raises: OSError, IdentityError when the certificate cannot be read.
+        Raises: protos.config.ConfigError when the certificate cannot be read.
         """
         host, _, port = listen.rpartition(":")
-        hosts = hosts_of(self.tls.certificate.read_bytes())
+        try:
+            hosts = hosts_of(self.tls.certificate.read_bytes())
+        except (OSError, IdentityError) as error:
+            raise ConfigError(f"tls.certificate: {self.tls.certificate}: {error}") from error
         if not hosts or host.strip("[]") in hosts:
             return listen
         best = min(hosts, key=_is_own)

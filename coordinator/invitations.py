@@ -50,7 +50,7 @@ _SAYS: Final = {
 def join_words(config: CoordinatorConfig, role: str, token: str) -> str:
     """What somebody invited says, in a shell: the addresses are those that they can dial.
 
-    Raises: OSError, IdentityError when the server's certificate cannot be read.
+    Raises: protos.config.ConfigError when the server's certificate cannot be read.
     """
     words = f"cofuse join {config.reached_at(config.enroll_listen or '')} {token} FOLDER"
     if role != "participant":

@@ -31,8 +31,6 @@ class Seen:
     """What is known of a participant at this moment."""
 
     online: bool
-    last_seen_unix_ms: int = 0
-    """0: never since the coordinator started."""
     paused: bool = False
     free_bytes: int | None = None
     """On its disk; None when it has not told."""
@@ -62,7 +60,6 @@ def seen_of(
         if beat is not None and name in found:
             found[name] = replace(
                 found[name],
-                last_seen_unix_ms=beat.seen_unix_ms,
                 paused=beat.paused,
                 free_bytes=beat.free_disk_bytes,
                 skew_ms=beat.clock_skew_ms,
@@ -153,7 +150,7 @@ def _open(part: Part, seen: Seen | None, now: int, round_id: str) -> Finding:
     if part.status == "committed":
         until = when(part.committed_unix_ms + REPORT_GRACE_MS, now)
         return Finding(f"{name} has contributed; its report is waited for, {until} no more")
-    if (trouble := _trouble(name, seen, now)) is not None:
+    if (trouble := _trouble(name, seen)) is not None:
         return trouble
     if seen is not None and round_id in seen.awaiting:
         do = "its operator looks at the release there: cofuse approve; silence is a no after 72 h"
@@ -172,13 +169,14 @@ def _open(part: Part, seen: Seen | None, now: int, round_id: str) -> Finding:
     )
 
 
-def _trouble(name: str, seen: Seen | None, now: int) -> Finding | None:
+def _trouble(name: str, seen: Seen | None) -> Finding | None:
     """What keeps a participant from working."""
     if seen is None or not seen.online:
-        since = when(seen.last_seen_unix_ms, now) if seen and seen.last_seen_unix_ms else ""
-        last = f"was last seen {since}" if since else "has not been seen since the start"
-        do = "start it there (cofuse participant up), and check its network to the coordinator"
-        return Finding(f"{name} is not connected; it {last}", do)
+        do = (
+            "start it there (cofuse participant up); if it runs, its own log tells whether the "
+            "network or a revoked certificate keeps it away"
+        )
+        return Finding(f"{name} is not connected", do)
     if seen.doubled:
         do = (
             "if a copy of its folder runs elsewhere, stop it there: a participant has one home; "
@@ -234,7 +232,7 @@ def _participant(name: str, facts: Facts, now: int) -> Iterator[Finding]:
             "its export (cofuse audit export) with ours; then: cofuse audit accept HOME --why ..."
         )
         yield Finding(f"{name}: {facts.seen[name].alarm}", do)
-    trouble = _trouble(name, facts.seen[name], now)
+    trouble = _trouble(name, facts.seen[name])
     yield trouble or Finding(f"{name} is connected")
     for round_ in facts.rounds:
         if round_.state is not State.COLLECTING:

@@ -10,7 +10,7 @@ from typing import Final
 import grpc
 
 from protos.errors import RemoteError, remote_errors
-from protos.tls import TlsFiles, dial
+from protos.tls import TlsFiles, dial, reason
 from protos.v1 import fleet_pb2 as pb
 from protos.v1 import fleet_pb2_grpc
 from trust.certificate_check import fault_of
@@ -89,7 +89,7 @@ class Attendance:
                 self._lost(str(error))
             except grpc.RpcError as error:
                 own = fault_of(self._tls.ca, self._tls.certificate, self._tls.key)
-                self._lost(f"the coordinator was not reached: {own or error.details()}")
+                self._lost(f"the coordinator was not reached: {own or reason(error.details())}")
             except ValueError:  # the channel was closed by stop()
                 self._lost("stopping")
             finally:

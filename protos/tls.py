@@ -57,6 +57,26 @@ class TlsFiles:
         return self.ca.read_bytes(), self.certificate.read_bytes(), self.key.read_bytes()
 
 
+_REASONS: Final = (
+    (
+        "Hostname Verification",
+        "the certificate there is not for this name: dial one that it has (its operator's --host; "
+        "cofuse coordinator certify gives it others)",
+    ),
+    (
+        "Method not found",
+        "another port of the coordinator answers there: dial the one of its `listen`, usually 7443",
+    ),
+)
+"""What gRPC says, and what it means for who dialled."""
+
+
+def reason(details: str | None) -> str:
+    """Why a call found nobody: gRPC's words, or better ones. Args: details: of its RpcError."""
+    said = details or "no reason given"
+    return next((words for sign, words in _REASONS if sign in said), said)
+
+
 def dial(address: str, files: TlsFiles) -> grpc.Channel:
     """Open a channel to host:port that shows our certificate and checks theirs."""
     ca, certificate, key = files.read()

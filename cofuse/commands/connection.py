@@ -58,6 +58,7 @@ def connected(at: str, identity: Path) -> Iterator["Coordinator"]:
     from cofuse.sdk import Coordinator
     from protos.config import checked_address
     from protos.errors import CofuseError
+    from protos.tls import reason
     from trust.certificate_check import fault_of
 
     if not at:
@@ -79,4 +80,4 @@ def connected(at: str, identity: Path) -> Iterator["Coordinator"]:
             yield coordinator
     except grpc.RpcError as error:
         own = fault_of(files["ca"], files["certificate"], files["key"])
-        fail(CofuseError("unreachable", f"{at} not reached: {own or error.details()}"))
+        fail(CofuseError("unreachable", f"{at} not reached: {own or reason(error.details())}"))

@@ -126,10 +126,13 @@ def certify(
         config = load_config(home / "coordinator.toml")
         certificate = config.tls.certificate
         hosts = checked_hosts(host) if host else None
-        pem = renew(config.authority or home / "ca", certificate.read_bytes(), days, hosts)
+        authority = config.authority or home / "ca"
+        pem = renew(authority, certificate.read_bytes(), days, hosts)
         replace_with(certificate, pem, 0o644)
-    except (ConfigError, IdentityError, OSError) as error:
+    except (ConfigError, OSError) as error:
         fail(error, 2)
+    except IdentityError as error:
+        fail(f"{certificate} stays as it is: {error}", 2)
     names = ", ".join(hosts_of(pem))
     say(f"{certificate}: {days} days, for {names}; start the coordinator again")
     answer({"certificate": str(certificate), "hosts": list(hosts_of(pem)), "days": days})

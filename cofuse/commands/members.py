@@ -54,12 +54,10 @@ def invite(
         try:
             identity = checked_identity(role, name)
             authority = fingerprint(config.tls.ca.read_bytes())
-            enroll, words = (
-                config.reached_at(config.enroll_listen),
-                join_words(config, role, "TOKEN"),
-            )
         except IdentityError as error:
             fail(error, 2)
+        enroll = config.reached_at(config.enroll_listen)
+        words = join_words(config, role, "TOKEN")
         token = Invitations(database).invite(identity, authority, seconds)
     say(f"good for {ttl}, once: {words}")
     tell(str(token))
@@ -143,7 +141,7 @@ def renew(at: At, identity: Identity) -> None:
 
     from participant.renewal import renew as ask
     from protos.errors import CofuseError
-    from protos.tls import TlsFiles
+    from protos.tls import TlsFiles, reason
     from trust.identity import IdentityError
 
     ca, certificate, key = (identity / f"{name}.pem" for name in ("ca", "certificate", "key"))
@@ -152,7 +150,7 @@ def renew(at: At, identity: Identity) -> None:
     except (IdentityError, OSError) as error:
         fail(error, 2)
     except grpc.RpcError as error:
-        fail(CofuseError("unreachable", f"{at} not reached: {error.details()}"))
+        fail(CofuseError("unreachable", f"{at} not reached: {reason(error.details())}"))
     ends = datetime.fromtimestamp(renewed.ends_unix_s, UTC)
     say(f"{renewed.identity.uri}: good to {ends:%Y-%m-%d %H:%M} UTC")
     answer({"identity": renewed.identity.uri, "ends_unix_s": renewed.ends_unix_s})

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from coordinator.config import ConsoleConfig, CoordinatorConfig
-from protos.config import TlsConfig
+from protos.config import ConfigError, TlsConfig
 from trust.ca import create_authority, new_identity, sign_request
 
 
@@ -30,6 +30,9 @@ def test_others_are_told_a_name_that_the_certificate_has(
     files = {name: tmp_path / "hub.pem" for name in ("ca", "certificate", "key")}
     config = CoordinatorConfig(data_dir=tmp_path, tls=TlsConfig(**files))
     assert config.reached_at(listen) == dialled
+    (tmp_path / "hub.pem").write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"hub\.pem"):
+        config.reached_at(listen)
 
 
 def test_it_listens_on_loopback_or_with_tls() -> None:
