@@ -25,13 +25,8 @@ from coordinator.serving import parse_request
 from fusion.codec import check_logits, write_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import check_delta, write_delta
-from fusion.pair_scores import (
-    PairScores,
-    PreferenceError,
-    PreferencePair,
-    read_scores,
-    write_scores,
-)
+from fusion.pair_file import PreferenceError, PreferencePair
+from fusion.pair_scores import PairScores, read_scores, write_scores
 from participant.policy import load_policy
 from protos.config import ConfigError
 from protos.errors import CofuseError

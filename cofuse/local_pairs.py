@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from cofuse.local_models import LocalInputError, Model
 from cofuse.local_spec import LocalSpec
 from fusion.byte_tables import TokenizerError
-from fusion.pair_file import PairFile, counts, read_pairs
-from fusion.pair_scores import PairScores, PreferenceError, PreferencePair, hash_pairs, read_scores
+from fusion.pair_file import PairFile, PreferenceError, PreferencePair, counts, read_pairs
+from fusion.pair_scores import PairScores, hash_pairs, read_scores
 from fusion.pair_scoring import prefers_chosen
 from fusion.pair_tokens import encoded, readable
 

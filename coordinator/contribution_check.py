@@ -6,8 +6,8 @@ from coordinator.opening import Wanted
 from fusion.codec import check_asked, check_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import check_delta
-from fusion.pair_file import read_pairs
-from fusion.pair_scores import PreferenceError, read_scores
+from fusion.pair_file import PreferenceError, read_pairs
+from fusion.pair_scores import read_scores
 from protos.public_sets import read_prompts
 from trust.safetensors_header import read_header
 

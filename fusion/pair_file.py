@@ -18,13 +18,25 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from fusion.pair_scores import PreferenceError, PreferencePair
-from protos.public_sets import Domain
+from protos.public_sets import Domain, PublicSetError
 
 ALL: Final = "pairs"
 """The domain of a pair that names none."""
 _DOMAIN: Final[TypeAdapter[str]] = TypeAdapter(Domain)
 _TEXTS: Final = ("prompt", "chosen", "rejected")
+
+
+class PreferenceError(PublicSetError):
+    """Pairs or scores cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two answers to one prompt. The text is prompt + response: write the space between them."""
+
+    prompt: str
+    chosen: str
+    rejected: str
 
 
 class _UnusableError(ValueError):

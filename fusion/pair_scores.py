@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from protos.public_sets import PublicSetError
+from fusion.pair_file import PreferenceError, PreferencePair
 
 _FORMAT: Final = "cofuse-pair-scores-1"
 _BYTES_PER_PAIR: Final = 128
@@ -27,19 +27,6 @@ _DIGITS: Final = 2
 """Of a log-probability, after the point: a hundredth of a nat, and no room for anything else."""
 _MORE_TOKENS: Final = 4
 """Tokens that an answer may have beside one for each of its bytes: its end, a space before it."""
-
-
-class PreferenceError(PublicSetError):
-    """Pairs or scores cannot be used; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreferencePair:
-    """Two answers to one prompt. The text is prompt + response: write the space between them."""
-
-    prompt: str
-    chosen: str
-    rejected: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)

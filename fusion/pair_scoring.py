@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from fusion.pair_scores import LEAST, PairScores, PreferencePair
+from fusion.pair_file import PreferencePair
+from fusion.pair_scores import LEAST, PairScores
 from fusion.pair_tokens import encoded
 from fusion.scoring import score_streams
 

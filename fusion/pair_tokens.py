@@ -1,18 +1,19 @@
 """Pairs of answers as a tokenizer cuts them: rows of ids, and which pairs a pivot can learn from.
 
-torch is not imported.
+Neither torch nor transformers is imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from fusion.byte_tables import TokenizerError, encode_text, eos_id
-from fusion.pair_file import PairFile, read_pairs
-from fusion.pair_scores import PreferenceError, PreferencePair
+from fusion.pair_file import PairFile, PreferenceError, PreferencePair, read_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def encoded(

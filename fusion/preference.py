@@ -25,8 +25,9 @@ from fp8.convert import convert_to_float8_training, revert_to_float
 from fp8.recipe import BlockScaling
 from fp8.train import Progress, TrainConfig, TrainResult, train
 from fusion.models import context_length
+from fusion.pair_file import PreferenceError, PreferencePair
 from fusion.pair_reference import Fusion, fused_reference, move
-from fusion.pair_scores import PairScores, PreferenceError, PreferencePair
+from fusion.pair_scores import PairScores
 from fusion.pair_scoring import Length, lengths, score_pairs
 from fusion.pair_tokens import encoded
 

@@ -18,7 +18,8 @@ from fusion.byte_tables import byte_table, encode, hash_tokenizer
 from fusion.codec import LogitFile, check_asked, rewrite_logits
 from fusion.contribution import ContributionError
 from fusion.delta_file import rewrite_delta
-from fusion.pair_scores import PreferenceError, PreferencePair, rewrite_scores
+from fusion.pair_file import PreferenceError, PreferencePair
+from fusion.pair_scores import rewrite_scores
 from fusion.pair_tokens import answer_tokens
 from participant.budget import Question
 from participant.pivots import WEIGHTS

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from fusion.pair_file import read_pairs
-from fusion.pair_scores import PreferencePair
+from fusion.pair_file import PreferencePair, read_pairs
 from participant.config import ParticipantConfig
 from participant.corpus import CorpusError
 from participant.counterparts import Errands, TrainerLine

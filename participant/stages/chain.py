@@ -90,16 +90,11 @@ def develop(
     Returns: the result of the last stage that ran; finished is False when should_stop ended it.
     Raises: CorpusError, ChatError; StageError of a run that diverged or a damaged checkpoint.
     """
-    base = expert.stages / "0-cpt" / "model"
+    pretrain = partial(expert.pretrain, training, on_progress=on_progress, should_stop=should_stop)
     with _named("0-cpt"):
-        result = expert.pretrain(
-            training,
-            on_progress=on_progress,
-            should_stop=should_stop,
-            into=base if stages else None,
-        )
-    if not stages:
-        return result
+        if not stages:
+            return pretrain()
+        result = pretrain(into=(base := expert.stages / "0-cpt" / "model"))
     if not result.finished:
         return result
     name = name_of(stages)  # now: data that change under our hands are a reason to begin anew

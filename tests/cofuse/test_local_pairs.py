@@ -11,7 +11,7 @@ from cofuse.local_fusion import fuse_locally, lay_down
 from cofuse.local_models import LocalInputError
 from cofuse.local_sources import make_pair_scores
 from cofuse.local_spec import PAIR_KEYS, load_local_spec
-from fusion.pair_scores import PreferenceError
+from fusion.pair_file import PreferenceError
 from protos.spec import SpecError
 from tests.cofuse.local_models import SPEC, lay_out, write_spec
 

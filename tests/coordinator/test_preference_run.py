@@ -12,8 +12,8 @@ from coordinator.fusion_runs import plan
 from coordinator.preference_run import prefer, settings_of, told
 from fp8.train import Progress
 from fusion.models import ModelSpec, build_model, train_tokenizer
-from fusion.pair_file import read_pairs
-from fusion.pair_scores import PreferenceError, write_scores
+from fusion.pair_file import PreferenceError, read_pairs
+from fusion.pair_scores import write_scores
 from fusion.pair_scoring import score_pairs
 from protos.spec import RoundSpec
 

@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.models import train_tokenizer
-from fusion.pair_file import ALL, PairFile, counts, read_pairs, share_by_domain
-from fusion.pair_scores import PreferenceError, PreferencePair
+from fusion.pair_file import (
+    ALL,
+    PairFile,
+    PreferenceError,
+    PreferencePair,
+    counts,
+    read_pairs,
+    share_by_domain,
+)
 from fusion.pair_tokens import readable
 
 TOKENIZER = train_tokenizer(["A valve narrows."] * 3, 260)

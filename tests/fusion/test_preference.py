@@ -18,11 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from fp8.train import TrainConfig, causal_lm_loss, packed_batches, train
 from fusion.byte_tables import byte_table
 from fusion.models import ModelSpec, build_model, encode_documents, encode_text, train_tokenizer
+from fusion.pair_file import PreferenceError, PreferencePair
 from fusion.pair_scores import (
     LEAST,
     PairScores,
-    PreferenceError,
-    PreferencePair,
     hash_pairs,
     read_scores,
     rewrite_scores,

@@ -18,6 +18,7 @@ from cofuse.cli import app
 from coordinator.rounds import Event
 from coordinator.wiring import serving
 from protos.messages import FileRef
+from protos.spec import RoundSpec
 from tests.cofuse.envelope import told
 from tests.coordinator.archive import Archive
 from tests.integration.conftest import config_at, identities_at
@@ -116,8 +117,11 @@ def test_the_researchers_page_is_true(run: Run, hub: tuple[str, Path], tmp_path:
     page = (ROOT / "docs" / "researcher.md").read_text(encoding="utf-8")
     (tmp_path / "me").symlink_to(hub[1])
     (tmp_path / "prompts.jsonl").write_bytes((hub[1] / "prompts.jsonl").read_bytes())
-    [spec] = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert yaml.safe_load(spec) == SPEC
+    specs = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    first, *others = map(yaml.safe_load, specs)
+    assert first == SPEC
+    for spec in others:
+        RoundSpec.model_validate(spec)
     spec_at(tmp_path)
     shown: list[str] = []
     for line in "".join(re.findall(r"^```console\n(.*?)^```$", page, re.M | re.S)).splitlines():
