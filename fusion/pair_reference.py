@@ -70,11 +70,13 @@ def move(
 def quietened(far_S: Tensor) -> Tensor:
     """Return [S] what brings the loudest sources down to LOUDEST times the median; 1 for others.
 
-    Args: far_S: how far each source is from the pivot in the mean.
+    Args: far_S: how far each source is from the pivot in the mean. Who is nowhere from it says
+        nothing, and is no measure of those who speak.
     """
-    if len(far_S) < _ENOUGH:
+    speaking = far_S[far_S > 0]
+    if len(speaking) < _ENOUGH:
         return torch.ones_like(far_S)
-    most = LOUDEST * torch.quantile(far_S, 0.5)
+    most = LOUDEST * torch.quantile(speaking, 0.5)
     return torch.where(far_S > most, most / far_S.clamp(min=1e-300), torch.ones_like(far_S))
 
 

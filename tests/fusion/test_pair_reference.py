@@ -71,17 +71,20 @@ def test_max_margin_takes_the_farthest_source_of_each_side_for_itself() -> None:
     assert torch.equal(fused_reference(base, none, fusion="mean"), base)
 
 
-@given(st.lists(st.floats(0, 1e3, allow_subnormal=False), min_size=1, max_size=6), st.floats(1, 1e9))
+@given(
+    st.lists(st.floats(0, 1e3, allow_subnormal=False), min_size=1, max_size=6), st.floats(1, 1e9)
+)
 def test_no_source_is_louder_than_allowed_and_the_quiet_ones_stay_as_they_are(
     far: list[float], lie: float
 ) -> None:
     loud = numbers(*far, max(far) * lie)
     turned = quietened(loud)
-    assert ((turned > 0) | (loud == 0)).all()
-    if len(loud) < 3:
+    assert (turned > 0).all()
+    speaking = loud[loud > 0]
+    if len(speaking) < 3:
         assert (turned == 1).all(), "of two nobody can say which is the loud one"
         return
-    most = LOUDEST * float(loud.quantile(0.5))
+    most = LOUDEST * float(speaking.quantile(0.5))
     assert (loud * turned <= most * (1 + 1e-12) + 1e-300).all()
     assert (turned[loud <= most] == 1).all()
 

@@ -1,5 +1,6 @@
 """Every `cofuse ...` that a page shows is a command of ours, with options that it has."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_an_example_of_a_round_is_read_without_a_fault(name: str, tmp_path: Path
     spec = tmp_path / "round.yaml"
     spec.write_bytes((ROOT / "examples" / f"{name}.yaml").read_bytes())
     (tmp_path / "prompts.jsonl").write_text('{"text": "A stenosis."}\n')
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "A", "chosen": "b", "rejected": "c"}\n')
+    pairs = [{"prompt": prompt, "chosen": "b", "rejected": "c"} for prompt in "ABCD"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (tmp_path / "evals.json").write_text('{"domains": {"heart": {"documents": ["A valve."]}}}')
     done = CliRunner().invoke(app, ["round", "check", str(spec)])
     assert done.exit_code == 0, done.stderr
