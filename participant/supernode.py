@@ -272,13 +272,13 @@ class Pipe:
 
 def die_with(parent: int) -> None:
     """Make LEAVE a goodbye to the coordinator, and have Linux send it when the parent dies."""
-    leaving = threading.Event()
+    first = iter((True,))
 
     def leave(_number: int, _frame: object) -> None:
         # LEAVE may come more than once: from the end of stdin, and from Linux for every thread
-        # of the parent. A second SIGTERM would end this process before its goodbye.
-        if not leaving.is_set():
-            leaving.set()
+        # of the parent, also while this runs. A second SIGTERM would end this process before its
+        # goodbye, and what takes a lock (Event.set does) would wait for itself for ever.
+        if next(first, False):
             os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(LEAVE, leave)
