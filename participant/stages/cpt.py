@@ -36,7 +36,7 @@ from fusion.models import (
 from fusion.proximal import proximal
 from participant.canaries import with_canaries
 from participant.config import ModelConfig, Precision, StartConfig, TrainingConfig
-from participant.corpus import read_corpus
+from participant.corpus import CorpusError, read_corpus
 from participant.durable import sync_tree, write_durably
 from protos.files import flush
 from protos.spec import TrainingSpec
@@ -111,9 +111,16 @@ class Expert:
         """Train up to config.steps from the checkpoint; save the model when they are reached.
 
         Args: into: where to save it, for stages that follow; None: it is the finished expert.
+        Raises: CorpusError, also when it is too small for one window.
         """
         model, tokenizer, tokens = self._start(config.seed)
         set_precision(model, config.precision)
+        try:
+            batch_at = packed_batches(
+                tokens, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
+            )
+        except ValueError as error:
+            raise CorpusError(f"the corpus is too small: {error}") from None
         moved = False
 
         def tell(progress: Progress) -> None:
@@ -123,9 +130,7 @@ class Expert:
 
         result = train(
             model,
-            packed_batches(
-                tokens, batch_size=config.batch_size, seq_len=config.seq_len, seed=config.seed
-            ),
+            batch_at,
             causal_lm_loss,
             TrainConfig(
                 steps=config.steps,
