@@ -157,12 +157,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     result = measure(args)
-    if args.json:
-        print(json.dumps(result, indent=2))
-        return
     for name, found in result["grpo"].items():
         print(f"{name:16} " + "  ".join(f"{arm} {value:.3f}" for arm, value in found.items()))
-    print({k: v for k, v in result.items() if k not in ("grpo", "by_seed")})
+    for name in ("logprob_gap_max", "tokens_per_s", "cpu_s", "sft_gap_pct", "sft_learned_gap_pct"):
+        print(f"{name:20} {result[name]}")
+    if args.json:
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":
